@@ -1,8 +1,8 @@
 """What a GPT is made of: the frozen architecture, the named presets, and a recipe's `model` section resolved to one."""
 
-from dataclasses import asdict, dataclass, replace
-from typing import Any
+from dataclasses import dataclass
 
+from scaletrain.config.problems import closest
 from scaletrain.config.schema import Family, Model
 from scaletrain.errors import ConfigError
 
@@ -116,7 +116,9 @@ def _preset(model: Model) -> tuple[Family | None, Size | None]:
     if model.preset is None:
         return None, None
     if model.preset not in PRESETS:
-        raise ConfigError(f"model.preset={model.preset} is unknown: choose one of {', '.join(PRESETS)}")
+        close = closest(model.preset, PRESETS)
+        remedy = f"did you mean {close}?" if close else f"choose one of {', '.join(PRESETS)}"
+        raise ConfigError(f"model.preset={model.preset} is unknown: {remedy}")
     return PRESETS[model.preset]
 
 
@@ -143,12 +145,3 @@ def architecture_problems(arch: Architecture, tokenizer_vocab: int, context_leng
             "shorten the context or raise max_positions"
         )
     return found
-
-
-def architecture_dict(arch: Architecture) -> dict[str, Any]:
-    """`arch` as plain values, for a checkpoint or a run folder."""
-    return asdict(arch)
-
-
-def with_vocab(arch: Architecture, vocab_size: int) -> Architecture:
-    return replace(arch, vocab_size=vocab_size)

@@ -23,7 +23,7 @@ def _count(value: Any) -> Any:
 
 def _no_bool(value: Any) -> Any:
     if isinstance(value, bool):
-        raise ValueError("should be a number, not true or false")
+        raise ValueError("should be a number")
     return value
 
 
@@ -106,7 +106,7 @@ class Train(Section):
     precision: Precision | None = None
     """bf16, fp16 or fp32; default: bf16 where the device computes in it, else fp32."""
     activation_checkpointing: Checkpointing = "none"
-    """none, full (each block), every_N (each N-th block), selective (recompute all but matrix products and attention)."""
+    """none, full (each block), every_N (each N-th block), selective (all but matrix products and attention)."""
 
 
 class Optim(Section):
@@ -157,10 +157,10 @@ class Recipe(Section):
     seed: NonNegative = 1234
     """Decides the initial weights and the order of the data."""
     data: Data
-    model: Model
+    model: Model = Model()
     deepspeed: str = "ds_configs/zero1.json"
     """DeepSpeed JSON file; `--deepspeed_config FILE` on the command line wins over it."""
-    train: Train
+    train: Train = Train()
     optim: Optim = Optim()
     checkpoint: Checkpoint = Checkpoint()
     evaluate: Evaluate = Evaluate()

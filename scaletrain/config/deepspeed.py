@@ -1,0 +1,250 @@
+"""DeepSpeed's JSON: read strictly, settled with the recipe, completed for a number of ranks. No DeepSpeed import."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic import ValidationError
+
+from scaletrain.config.deepspeed_file import check_keys, load_deepspeed
+from scaletrain.config.problems import raise_problems, shown, value_problems
+from scaletrain.config.schema import Precision, Recipe
+from scaletrain.errors import ConfigError
+
+__all__ = [
+    "BatchPlan",
+    "batch_plan",
+    "check_keys",
+    "engine_config",
+    "load_deepspeed",
+    "offloads_optimizer",
+    "offloads_parameters",
+    "settle",
+    "zero_stage",
+]
+
+# What both files can say: DeepSpeed's key and the recipe's.
+SHARED = {
+    "train_batch_size": "train.global_batch_size",
+    "train_micro_batch_size_per_gpu": "train.micro_batch_size",
+    "gradient_clipping": "optim.grad_clip",
+    "optimizer.params.lr": "optim.lr",
+    "optimizer.params.betas": "optim.betas",
+    "optimizer.params.eps": "optim.eps",
+    "optimizer.params.weight_decay": "optim.weight_decay",
+}
+# Keys of DeepSpeed that this trainer would not follow: the values that do no harm, and who decides.
+DECIDED_ELSEWHERE: dict[str, tuple[tuple[Any, ...], str]] = {
+    "optimizer.type": (("adam", "Adam", "adamw", "AdamW"), "the optimizer is AdamW, set by optim.*"),
+    "optimizer.legacy_fusion": ((False,), "the optimizer is AdamW, set by optim.*"),
+    "optimizer.params.torch_adam": ((True, False), ""),
+    "optimizer.params.adam_w_mode": ((True,), "the optimizer is AdamW, set by optim.*"),
+    "optimizer.params.bias_correction": ((True,), "the optimizer is AdamW, set by optim.*"),
+    "torch_autocast.enabled": ((False,), "train.precision decides"),
+    "activation_checkpointing.partition_activations": ((False,), "train.activation_checkpointing decides"),
+    "activation_checkpointing.cpu_checkpointing": ((False,), "train.activation_checkpointing decides"),
+    "activation_checkpointing.contiguous_memory_optimization": ((False,), "train.activation_checkpointing decides"),
+    "gradient_allreduce_op": (("mean",), "the loss is already divided by the tokens of all ranks"),
+    "managed_gradient_accumulation": ((True,), "the recipe's batch sizes decide"),
+    "data_efficiency.enabled": ((False,), "the data section of the recipe decides the order of samples"),
+    "dataloader_drop_last": ((False,), "every step has train.global_batch_size samples"),
+    "checkpoint.load_universal": ((False,), "a resume reshards by itself"),
+    "sequence_parallel_size": ((1,), "every rank is a data-parallel rank"),
+    "tensor_parallel.autotp_size": ((0, 1), "every rank is a data-parallel rank"),
+    "data_parallel_size": ((), "the number of ranks decides"),
+    "pipeline.stages": ((1,), "every rank is a data-parallel rank"),
+    "expert_parallel.enabled": ((False,), "the models are dense"),
+    "hybrid_engine.enabled": ((False,), "this is training"),
+    "autotuning.enabled": ((False,), "one recipe is one run"),
+}
+_STAGES = {0: "none", 1: "optimizer states", 2: "and gradients", 3: "and parameters"}
+
+
+@dataclass(frozen=True)
+class BatchPlan:
+    """Samples an optimizer step, samples a forward pass on one rank, forward passes a step on one rank."""
+
+    global_batch: int
+    micro_batch: int
+    accumulation: int
+
+
+def batch_plan(recipe: Recipe, ranks: int) -> BatchPlan:
+    """How `train.global_batch_size` is split over `ranks`; ConfigError if it does not divide."""
+    size, micro = recipe.train.global_batch_size, recipe.train.micro_batch_size
+    unit = ranks if micro is None else micro * ranks
+    if size % unit:
+        low = size // unit * unit
+        rule = f"{unit} ranks" if micro is None else f"{unit} = train.micro_batch_size {micro} x {ranks} ranks"
+        near = f"{low} or {low + unit}" if low else f"{unit}"
+        other = "" if micro is None else "another train.micro_batch_size or "
+        raise ConfigError(
+            f"train.global_batch_size={size} is not a multiple of {rule}: use {near}, or {other}another number of ranks"
+        )
+    micro = size // ranks if micro is None else micro
+    return BatchPlan(size, micro, size // (micro * ranks))
+
+
+def zero_stage(preset: dict[str, Any]) -> int:
+    """ZeRO stage of `preset`, 0 to 3; 0 where it does not say, as in DeepSpeed."""
+    stage = _at(preset, "zero_optimization.stage")
+    if stage is None:
+        return 0
+    if isinstance(stage, bool) or stage not in _STAGES:
+        meaning = ", ".join(f"{number} ({what})" for number, what in _STAGES.items())
+        raise ConfigError(f"zero_optimization.stage={shown(stage)} is not a ZeRO stage: what is split is {meaning}")
+    return int(stage)
+
+
+def offloads_optimizer(preset: dict[str, Any]) -> bool:
+    """Whether optimizer states live in CPU memory or on NVMe, so that the optimizer has to be a CPU one."""
+    return _offloads(preset, "offload_optimizer", "cpu_offload")
+
+
+def offloads_parameters(preset: dict[str, Any]) -> bool:
+    """Whether parameters live in CPU memory or on NVMe between uses."""
+    return _offloads(preset, "offload_param", "cpu_offload_param")
+
+
+def _offloads(preset: dict[str, Any], section: str, old_key: str) -> bool:
+    device = _at(preset, f"zero_optimization.{section}.device")
+    return device not in (None, "none") or _at(preset, f"zero_optimization.{old_key}") is True
+
+
+def settle(recipe: Recipe, preset: dict[str, Any]) -> Recipe:
+    """`recipe` with the concrete values of `preset` (keys already checked) for what the recipe leaves at its default.
+
+    "auto" or absent: the recipe decides. ConfigError with every contradiction: both set and different, or a key that
+    this trainer would not follow.
+    """
+    problems = [*_not_followed(preset), *_zero_problems(preset)]
+    says = {
+        key: (f"{name}={shown(value)}", value)
+        for name, key in SHARED.items()
+        if (value := _at(preset, name)) is not None
+    }
+    try:
+        says |= _precision(preset, recipe.train.precision)
+    except ConfigError as error:
+        problems.append(str(error))
+    data = recipe.model_dump(mode="json", exclude_unset=True)
+    adopted = []
+    for key, (said, value) in says.items():
+        section, _, leaf = key.partition(".")
+        mine = data.setdefault(section, {}).get(leaf)
+        if mine is None:
+            adopted.append(said)
+            data[section][leaf] = value
+        elif mine != value:
+            problems.append(
+                f"{said} in this file, but {key}={shown(mine)} in the recipe: remove one (the other then decides), "
+                f'or write "auto" in this file (the recipe then decides)'
+            )
+    try:
+        settled = Recipe.model_validate(data)
+    except ValidationError as error:
+        problems += [f"{line} (from {', '.join(adopted)} in this file)" for line in value_problems(error, data)[0]]
+    raise_problems(recipe.deepspeed, problems)
+    return settled
+
+
+def _not_followed(preset: dict[str, Any]) -> Iterator[str]:
+    for name, (harmless, decided) in DECIDED_ELSEWHERE.items():
+        value = _at(preset, name)
+        if value is not None and value not in harmless:
+            yield f"{name}={shown(value)} is not followed: {decided}; remove the key"
+    for key in _at(preset, "optimizer.params") or {}:
+        name = f"optimizer.params.{key}"
+        value = _at(preset, name)
+        if value is not None and name not in SHARED and name not in DECIDED_ELSEWHERE:
+            yield f"{name}={shown(value)} is not followed: {DECIDED_ELSEWHERE['optimizer.type'][1]}; remove the key"
+    if schedule := without_auto(preset.get("scheduler") or {}):
+        value = schedule.get("type", schedule)
+        yield f"scheduler={shown(value)} is not followed: optim.schedule and optim.warmup_steps decide; remove it"
+
+
+def _zero_problems(preset: dict[str, Any]) -> Iterator[str]:
+    try:
+        stage = zero_stage(preset)
+    except ConfigError as error:
+        yield str(error)
+        return
+    if stage == 0 and offloads_optimizer(preset):
+        yield "zero_optimization.offload_optimizer has no effect at stage 0: set zero_optimization.stage to 1, 2 or 3"
+    if stage < 3 and offloads_parameters(preset):
+        yield f"zero_optimization.offload_param has no effect at stage {stage}: set zero_optimization.stage to 3"
+
+
+def _precision(preset: dict[str, Any], mine: Precision | None) -> dict[str, tuple[str, Precision]]:
+    """What `preset` says on train.precision: {} if the recipe (`mine`; None: the device) is free to decide.
+
+    With bf16.enabled=false nothing is left to the device: fp16 needs a word of its own, so it means fp32.
+    """
+    says = {name: _at(preset, f"{name}.enabled") for name in ("bf16", "bfloat16", "fp16")}
+    for name, value in says.items():
+        if value is not None and not isinstance(value, bool):
+            raise ConfigError(f'{name}.enabled={shown(value)} should be true, false or "auto"')
+    kinds: dict[str, Precision] = {"bf16": "bf16", "bfloat16": "bf16", "fp16": "fp16"}
+    on = [name for name, value in says.items() if value]
+    off = [name for name, value in says.items() if value is False]
+    if len(on) > 1 or (says["bf16"] is not None and says["bfloat16"] is not None):
+        raise ConfigError(f"{' and '.join(on or ['bf16', 'bfloat16'])} are given together: keep one")
+    if on:
+        return {"train.precision": (f"{on[0]}.enabled=true", kinds[on[0]])}
+    denied = next((name for name in off if kinds[name] == (mine or "bf16")), None)
+    return {} if denied is None else {"train.precision": (f"{denied}.enabled=false", "fp32")}
+
+
+def engine_config(recipe: Recipe, preset: dict[str, Any], *, ranks: int, precision: Precision) -> dict[str, Any]:
+    """What `deepspeed.initialize` gets for a settled `recipe`: `preset` complete, no "auto", no optimizer section.
+
+    The optimizer is handed over ready-made. With offload it has to be a DeepSpeedCPUAdam, which DeepSpeed accepts as it
+    is (engine._configure_optimizer): neither zero_allow_untested_optimizer nor zero_force_ds_cpu_optimizer is needed.
+    """
+    plan = batch_plan(recipe, ranks)
+    steps = _at(preset, "gradient_accumulation_steps")
+    if steps is not None and steps != plan.accumulation:
+        raise ConfigError(
+            f"{recipe.deepspeed}: gradient_accumulation_steps={shown(steps)}, but train.global_batch_size "
+            f"{plan.global_batch} / (train.micro_batch_size {plan.micro_batch} x {ranks} ranks) = {plan.accumulation}: "
+            'write "auto" in the file, or change the batch sizes'
+        )
+    config = without_auto(preset)
+    for name in ("optimizer", "scheduler", "bfloat16"):
+        config.pop(name, None)
+    bf16 = without_auto(preset.get("bf16") or preset.get("bfloat16") or {})
+    fp16 = without_auto(preset.get("fp16") or {})  # its loss scale
+    config |= {
+        "train_batch_size": plan.global_batch,
+        "train_micro_batch_size_per_gpu": plan.micro_batch,
+        "gradient_accumulation_steps": plan.accumulation,
+        "gradient_clipping": recipe.optim.grad_clip,
+        "bf16": bf16 | {"enabled": True} if precision == "bf16" else {"enabled": False},
+        "fp16": fp16 | {"enabled": True} if precision == "fp16" else {"enabled": False},
+        "zero_optimization": config.get("zero_optimization", {}) | {"stage": zero_stage(preset)},
+    }
+    config.setdefault("wall_clock_breakdown", False)
+    config.setdefault("timers", {"throughput": {"enabled": False}})  # it waits for the device at every step
+    return config
+
+
+def without_auto(section: dict[str, Any]) -> dict[str, Any]:
+    """A copy of `section` without "auto" and null at any depth, so that DeepSpeed's defaults take their place.
+
+    Sections that held nothing else go too.
+    """
+    out = {}
+    for key, value in section.items():
+        kept = without_auto(value) if isinstance(value, dict) else value
+        if kept is None or kept == "auto" or (value and kept == {}):
+            continue
+        out[key] = list(kept) if isinstance(kept, list) else kept
+    return out
+
+
+def _at(preset: dict[str, Any], name: str) -> Any:
+    """The concrete value of the dotted `name`; None if it is absent, null or "auto"."""
+    value: Any = preset
+    for key in name.split("."):
+        value = value.get(key) if isinstance(value, dict) else None
+    return None if value == "auto" else value

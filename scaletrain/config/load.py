@@ -1,0 +1,139 @@
+"""Recipe files: YAML and `section.key=value` overrides in, one checked Recipe out; every problem is told at once."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from scaletrain.config.architecture import resolve_architecture
+from scaletrain.config.problems import raise_problems, sections, shown, take_unknown_keys, value_problems
+from scaletrain.config.schema import Recipe
+from scaletrain.config.strict_yaml import dump_yaml, parse_yaml
+from scaletrain.errors import ConfigError
+
+SOURCE_TREE = Path(__file__).parents[2]  # holds ds_configs/ in a clone; site-packages in an installed package
+
+
+def load_recipe(path: Path, overrides: Sequence[str] = (), deepspeed_config: str | None = None) -> Recipe:
+    """The recipe of `path`, then `overrides` ("optim.lr=1e-4"), then `deepspeed_config` in place of its `deepspeed`.
+
+    Raises ConfigError with all problems: one line each, the file's name first.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else f"not UTF-8 text: {error}"
+        raise ConfigError(f"{path}: the recipe cannot be read ({reason}): give the path of a YAML file") from None
+    data = parse_yaml(text, str(path))
+    if not isinstance(data, dict):
+        raise ConfigError(f"{path}: a recipe is sections of keys, this file holds {shown(data)}: see launch/recipes/")
+    problems = [line for text in overrides for line in apply_override(data, text)]
+    if deepspeed_config is not None:
+        data["deepspeed"] = deepspeed_config
+    recipe = _checked(data, path, problems)
+    raise_problems(str(path), problems)
+    assert recipe is not None  # a recipe that could not be built has left a problem
+    return recipe
+
+
+def apply_override(data: dict[str, Any], text: str) -> list[str]:
+    """Sets one `section.key=value` (a YAML value) in `data`; the problems of `text`, none if it was applied."""
+    name, equals, written = text.partition("=")
+    keys = name.strip().lstrip("-").split(".")
+    if not equals or not all(keys):
+        return [f"override {text!r} is not section.key=value: write it like optim.lr=1e-4"]
+    try:
+        value = parse_yaml(written, f"override {text!r}")
+    except ConfigError as error:
+        return [str(error)]
+    section = data
+    for depth, key in enumerate(keys[:-1], start=1):
+        is_section = depth > 1 or key in sections(Recipe) or key not in Recipe.model_fields
+        if is_section and section.get(key) is None:
+            section[key] = {}
+        if not is_section or not isinstance(section[key], dict):
+            return [f"override {text!r}: {'.'.join(keys[:depth])} is a value, not a section: it has no keys to set"]
+        section = section[key]
+    section[keys[-1]] = value
+    return []
+
+
+def _checked(data: dict[str, Any], path: Path, problems: list[str]) -> Recipe | None:
+    """The Recipe of `data`; what is wrong with it is added to `problems`.
+
+    A key that is unknown or broken is told once, then mended or left out, so that the rules over several keys are still
+    checked for the others.
+    """
+    problems += take_unknown_keys(data)
+    try:
+        recipe = Recipe.model_validate(data)
+        broken: set[str] = set()
+    except ValidationError as error:
+        found, broken = value_problems(error, data)
+        problems += found
+        try:
+            recipe = Recipe.model_validate(data)
+        except ValidationError:
+            return None
+    problems += [line for line in recipe_problems(recipe) if not any(name in line for name in broken)]
+    found_file = find_deepspeed(recipe.deepspeed, path)
+    if isinstance(found_file, str):
+        problems.append(found_file)
+        return recipe
+    return recipe.model_copy(update={"deepspeed": str(found_file)})
+
+
+def recipe_problems(recipe: Recipe) -> list[str]:
+    """Every rule over several keys that `recipe` breaks, a line each. A warm-up may be longer than a (trial) run."""
+    found = []
+    train, model = recipe.train, recipe.model
+    if train.max_steps is None and train.max_tokens is None:
+        found.append("train.max_steps and train.max_tokens are not set: give one, it is the length of the run")
+    if train.max_steps is not None and train.max_tokens is not None:
+        found.append(
+            f"train.max_steps={train.max_steps} and train.max_tokens={train.max_tokens} both set the run's length: "
+            "keep one and set the other to null"
+        )
+    micro = train.micro_batch_size
+    if micro is not None and train.global_batch_size % micro:
+        found.append(
+            f"train.global_batch_size={train.global_batch_size} is not a multiple of train.micro_batch_size={micro}: "
+            "change one of them"
+        )
+    if recipe.optim.decay_ratio != type(recipe.optim)().decay_ratio and recipe.optim.schedule != "wsd":
+        found.append(
+            f"optim.decay_ratio={recipe.optim.decay_ratio} has no effect with optim.schedule={recipe.optim.schedule}: "
+            "remove it or set optim.schedule=wsd"
+        )
+    if model.init_from is not None and model.preset is not None:
+        found.append(f"model.init_from={model.init_from} and model.preset={model.preset} both name a model: keep one")
+    if model.init_from is None:
+        try:  # the tokenizer's size is not known yet: 1 fits any vocabulary
+            resolve_architecture(model, tokenizer_vocab=1, context_length=recipe.data.context_length)
+        except ConfigError as error:
+            found += str(error).split("; ")
+    return found
+
+
+def find_deepspeed(name: str, recipe_path: Path) -> Path | str:
+    """The JSON file that `name` means, absolute; else the problem in a line.
+
+    A relative name is looked up from the working directory, then from the recipe's folder and those above it, then from
+    the source tree, so that `ds_configs/zero1.json` works in a clone whatever the working directory.
+    """
+    wanted = Path(name).expanduser()
+    places = [Path.cwd(), *recipe_path.absolute().parents, SOURCE_TREE]
+    found = next((p for place in places if (p := place / wanted).is_file()), None)
+    if found is not None:
+        return found.resolve()
+    where = "" if wanted.is_absolute() else f" in {Path.cwd()}, beside or above {recipe_path}, or in {SOURCE_TREE}"
+    return (
+        f"deepspeed={name} is not a file{where}: give the path of a DeepSpeed JSON (deepspeed=FILE or "
+        "--deepspeed_config FILE); ds_configs/ in the source repository has one for each ZeRO stage"
+    )
+
+
+def dump_recipe(recipe: Recipe) -> str:
+    """`recipe` as YAML with every key, defaults included; `load_recipe` reads the same recipe from it."""
+    return dump_yaml(recipe.model_dump(mode="json"))
