@@ -1,0 +1,11 @@
+"""One rank of a pretraining run: deepspeed launch/pretrain.py RECIPE [section.key=value ...] (or torchrun, or python)."""
+
+import sys
+
+sys.dont_write_bytecode = False  # without .pyc files each start compiles torch and DeepSpeed anew: ten seconds
+
+from scaletrain.commands.pretrain import main
+from scaletrain.runtime.log import leave
+
+if __name__ == "__main__":
+    leave(main(sys.argv[1:]))

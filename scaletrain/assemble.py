@@ -1,0 +1,283 @@
+"""A recipe becomes a run: the one file that knows every part."""
+
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from scaletrain.cluster.env import read_world
+from scaletrain.config.architecture import Architecture, architecture_problems, resolve_architecture
+from scaletrain.config.deepspeed import BatchPlan, batch_plan, check_keys, engine_config, load_deepspeed, settle, zero_stage
+from scaletrain.config.load import dump_recipe, load_recipe
+from scaletrain.config.schema import Precision, Recipe
+from scaletrain.data.loader import Loader
+from scaletrain.data.order import Order, Share
+from scaletrain.data.rows import Rows
+from scaletrain.data.shards import Dataset, open_dataset
+from scaletrain.data.tokenizer import load_tokenizer
+from scaletrain.engine import checkpoint, run_folder
+from scaletrain.engine.checkpoint import Found, Identity
+from scaletrain.engine.engine import Engine
+from scaletrain.engine.state import RunState
+from scaletrain.engine.trainer import Plan, Trainer
+from scaletrain.errors import ConfigError, DataError
+from scaletrain.model.count import count_parameters, flops_per_token
+from scaletrain.model.hf import architecture_from_hf
+from scaletrain.runtime import dist
+from scaletrain.runtime.dist import World
+from scaletrain.runtime.log import Terminal
+from scaletrain.runtime.stop import StopRequest
+from scaletrain.tasks.pretrain import PretrainTask
+from scaletrain.track.meter import Meter
+from scaletrain.track.peak import Peak, peak_of
+from scaletrain.track.progress import RunProgress
+from scaletrain.track.sinks import Events, JsonLines, Sink, TensorBoard
+
+DTYPES: dict[Precision, torch.dtype] = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+
+
+@dataclass(frozen=True)
+class Settled:
+    """A recipe with everything decided that this launch decides; checked, and nothing written yet."""
+
+    recipe: Recipe
+    preset: dict[str, Any]
+    precision: Precision
+    batch: BatchPlan
+    dataset: Dataset
+    architecture: Architecture
+    deepspeed: dict[str, Any]
+    world: World
+    device: torch.device
+
+    @property
+    def plan(self) -> Plan:
+        recipe, context = self.recipe, self.recipe.data.context_length
+        steps = recipe.train.max_steps or -(-(recipe.train.max_tokens or 0) // (self.batch.global_batch * context))
+        return Plan(steps, self.batch.global_batch, self.batch.micro_batch, context)
+
+    @property
+    def identity(self) -> Identity:
+        data = self.recipe.data
+        return Identity(
+            layout={"ranks": self.world.size, "zero_stage": zero_stage(self.preset), "precision": self.precision},
+            model=asdict(self.architecture),
+            data={
+                "dataset": self.dataset.fingerprint,
+                "tokenizer": self.dataset.tokenizer.fingerprint,
+                "context_length": data.context_length,
+                "shuffle": data.shuffle,
+                "seed": self.recipe.seed,
+            },
+        )
+
+
+def settle_recipe(path: Path, overrides: Sequence[str], deepspeed_config: str | None) -> Settled:
+    """Reads and checks a recipe for this launch. Raises a ScaleTrainError for anything that cannot run."""
+    world = read_world(os.environ)
+    recipe = load_recipe(path, overrides, deepspeed_config)
+    preset = load_deepspeed(Path(recipe.deepspeed))
+    check_keys(preset, recipe.deepspeed)
+    recipe = settle(recipe, preset)
+    device = dist.device_of(world)
+    precision = recipe.train.precision or best_precision(device)
+    if precision == "fp16" and device.type == "cpu":
+        raise ConfigError("train.precision=fp16 needs a GPU: use bf16 or fp32 on a CPU")
+    batch = batch_plan(recipe, world.size)
+    dataset = open_dataset(Path(recipe.data.path))
+    return Settled(
+        recipe=recipe,
+        preset=preset,
+        precision=precision,
+        batch=batch,
+        dataset=dataset,
+        architecture=_architecture(recipe, dataset),
+        deepspeed=engine_config(recipe, preset, ranks=world.size, precision=precision),
+        world=world,
+        device=device,
+    )
+
+
+def _architecture(recipe: Recipe, dataset: Dataset) -> Architecture:
+    """From the recipe's sizes, or from the Hugging Face folder that training starts from."""
+    tokenizer, context = dataset.tokenizer, recipe.data.context_length
+    if recipe.model.init_from is None:
+        return resolve_architecture(recipe.model, tokenizer.vocab_size, context)
+    folder = Path(recipe.model.init_from)
+    architecture = architecture_from_hf(folder)
+    given = recipe.model.model_dump(exclude_none=True, exclude={"init_from", "preset"})
+    problems = [
+        f"model.{name}={value} differs from the {getattr(architecture, name)} of {folder}: remove it"
+        for name, value in given.items()
+        if getattr(architecture, name) != value
+    ]
+    if recipe.model.preset is not None:
+        problems.append(f"model.preset={recipe.model.preset} and model.init_from={folder}: give one of them")
+    if problems := problems + architecture_problems(architecture, tokenizer.vocab_size, context):
+        raise ConfigError("; ".join(problems))
+    if (folder / "tokenizer.json").is_file() and load_tokenizer(folder).fingerprint != tokenizer.fingerprint:
+        raise DataError(
+            f"{dataset.path} was prepared with the tokenizer {tokenizer.name}, not with that of {folder}: prepare the "
+            f"text again with --tokenizer {folder}"
+        )
+    return architecture
+
+
+def best_precision(device: torch.device) -> Precision:
+    """bf16 where the device computes in it, else fp32: without the instructions a CPU emulates bf16 slowly."""
+    if device.type == "cuda":
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
+    try:
+        flags = Path("/proc/cpuinfo").read_text(encoding="utf-8")
+    except OSError:
+        return "fp32"
+    return "bf16" if any(flag in flags for flag in ("avx512_bf16", "amx_bf16", " bf16")) else "fp32"
+
+
+def set_threads(world: World) -> None:
+    """Shares the cores of this machine among its ranks, unless OMP_NUM_THREADS says otherwise.
+
+    Left alone each rank takes all cores: a first step of 0.1 s takes 2.5 to 4 s with two ranks on two cores.
+    """
+    if "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // world.local_size))
+
+
+def start_pretraining(settled: Settled, terminal: Terminal, began: float) -> Trainer:
+    """Builds every part, resumes from the newest good checkpoint of the run folder, and says what will be trained.
+
+    All ranks call it, inside a held run folder (see run_folder.hold) and a joined group.
+    """
+    recipe, world, device = settled.recipe, settled.world, settled.device
+    folder, first = Path(recipe.run.dir), world.is_first
+    task = PretrainTask(
+        settled.architecture,
+        settled.dataset,
+        recipe.data.context_length,
+        seed=recipe.seed,
+        init_from=Path(recipe.model.init_from) if recipe.model.init_from else None,
+        activation_checkpointing=recipe.train.activation_checkpointing,
+    )
+    with dist.together():
+        train, validation = _rows(task, settled)
+    events = Events(folder / "events.jsonl" if first else None, world.rank)
+    with dist.together():
+        found = _resume_point(settled, events)
+    engine = Engine(task, settled.deepspeed, recipe.optim, device)
+    if found is not None:
+        engine.load(found.folder)
+    state = found.state if found is not None else RunState()
+    sinks: list[Sink] = []
+    if first:
+        run_folder.describe(folder, dump_recipe(recipe), world, device, settled.deepspeed)
+        run_folder.keep_tokenizer(folder, settled.dataset.path / "tokenizer")
+        checkpoint.clean(folder / "checkpoints")
+        sinks.append(JsonLines(folder / "metrics.jsonl", state.step))
+        if recipe.log.tensorboard:
+            sinks.append(TensorBoard(folder / "tensorboard", state.step))
+    peak = peak_of(device, DTYPES[settled.precision])
+    flops = flops_per_token(settled.architecture, recipe.data.context_length)
+    progress = RunProgress(terminal.out if first else None, settled.plan.total_steps, state.step)
+    for line in header(settled, peak, flops, state):
+        progress.say(line)
+    events.write(
+        "resume" if found else "start",
+        state.step,
+        samples_seen=state.samples_seen,
+        ranks=world.size,
+        hosts=sorted(set(dist.gather(os.uname().nodename))),
+        seconds=time.time() - began,
+        **({"checkpoint": found.folder.name} if found else {}),
+    )
+    share = Share(world.rank, world.size, settled.batch.micro_batch, settled.batch.accumulation)
+    order = Order(len(train), recipe.seed, recipe.data.shuffle)
+    stop = StopRequest()
+    stop.listen()
+    return Trainer(
+        recipe=recipe,
+        plan=settled.plan,
+        task=task,
+        engine=engine,
+        validation=validation,
+        open_loader=lambda start: Loader(
+            train, order, share, start=start, ahead=recipe.data.prefetch_steps, pin=device.type == "cuda"
+        ),
+        identity=settled.identity,
+        device=device,
+        meter=Meter(
+            settled.batch.global_batch * recipe.data.context_length,
+            flops,
+            peak.flops * world.size if peak.flops else None,
+        ),
+        sinks=sinks,
+        events=events,
+        progress=progress,
+        stop=stop,
+        state=state,
+        saved_step=state.step if found else None,
+    )
+
+
+def _rows(task: PretrainTask, settled: Settled) -> tuple[Rows, Rows | None]:
+    train = task.rows("train")
+    if len(train) < settled.batch.global_batch:
+        raise DataError(
+            f"{settled.dataset.path} has {len(train):,} samples of {task.context} tokens, fewer than one batch of "
+            f"train.global_batch_size={settled.batch.global_batch}: prepare more text, or lower the batch or "
+            "data.context_length"
+        )
+    return train, task.rows("validation") if settled.dataset.tokens("validation") > 1 else None
+
+
+def _resume_point(settled: Settled, events: Events) -> Found | None:
+    root = Path(settled.recipe.run.dir) / "checkpoints"
+    found = checkpoint.newest_good(root, lambda name, why: events.write("bad_checkpoint", 0, checkpoint=name, reason=why))
+    if found is None:
+        return None
+    if settled.recipe.checkpoint.resume == "never":
+        raise ConfigError(
+            f"run.dir={settled.recipe.run.dir} already holds {found.folder.name} and checkpoint.resume is never: choose "
+            "another run.dir or checkpoint.resume=auto"
+        )
+    checkpoint.check_identity(found, settled.identity)
+    return found
+
+
+def header(settled: Settled, peak: Peak, flops: float, state: RunState) -> list[str]:
+    """What is about to be trained, in a few lines for a person."""
+    recipe, arch, world, batch = settled.recipe, settled.architecture, settled.world, settled.batch
+    total, data = count_parameters(arch).total, settled.dataset
+    tokens = settled.plan.total_steps * batch.global_batch * recipe.data.context_length
+    name = recipe.run.name or Path(recipe.run.dir).name
+    device = torch.cuda.get_device_name(settled.device) if settled.device.type == "cuda" else "CPU"
+    rate = f"{peak.flops / 1e12:.3g} TFLOP/s a rank, {peak.source}" if peak.flops else peak.source
+    lines = [
+        f"run     {name} in {recipe.run.dir}",
+        f"model   {recipe.model.preset or recipe.model.init_from or arch.family}: {arch.num_layers} layers, "
+        f"{arch.hidden_size} wide, {arch.num_heads} heads, vocabulary {arch.vocab_size:,}, {total / 1e6:,.1f} M parameters",
+        f"data    {data.path}: {data.tokens('train'):,} tokens to train on, {data.tokens('validation'):,} to validate",
+        f"plan    {settled.plan.total_steps:,} steps x {batch.global_batch} samples x {recipe.data.context_length} tokens "
+        f"= {tokens:,} tokens ({tokens / max(1, data.tokens('train')):.2f} epochs)",
+        f"ranks   {world.size} x {device} on {world.nodes} node{'s' if world.nodes > 1 else ''}, ZeRO stage "
+        f"{zero_stage(settled.preset)}, {settled.precision}, micro-batch {batch.micro_batch} x {batch.accumulation}",
+        f"mfu     tokens/s x {flops / 1e6:,.1f} MFLOP a token (6 N + causal attention, no recomputation) / {rate}",
+    ]
+    if state.step:
+        lines.append(f"resume  from step {state.step:,}, {state.samples_seen:,} samples seen")
+    return lines
+
+
+def farewell(trainer: Trainer, stopped: str | None) -> list[str]:
+    """What a person does next."""
+    run = trainer.recipe.run.dir
+    where = f"{checkpoint.step_folder(trainer.checkpoints, trainer.state.step)}"
+    if stopped:
+        return [f"stopped at step {trainer.state.step:,} ({stopped}); saved in {where}; run the same command to go on"]
+    return [
+        f"done    {trainer.state.step:,} steps, {trainer.state.tokens_seen:,} tokens; saved in {where}",
+        f'next    scaletrain generate {run} --prompt "..."   scaletrain export {run} OUT_DIR',
+    ]

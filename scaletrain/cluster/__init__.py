@@ -1,0 +1,1 @@
+"""How this process was launched."""

@@ -1,0 +1,1 @@
+"""Tokens: from text to shards, and from shards to batches."""

@@ -1,0 +1,1 @@
+"""DeepSpeed: steps, checkpoints and the training loop."""

@@ -1,0 +1,225 @@
+"""Checkpoints of a run: written whole or not at all, verified before they are read, the newest good one found."""
+
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from scaletrain.engine.files import file_record, sync_folder, write_atomically
+from scaletrain.engine.state import RunState
+from scaletrain.errors import CheckpointError
+from scaletrain.runtime import dist
+
+FORMAT = 1
+MANIFEST = "manifest.json"
+_UNFINISHED = ".unfinished-"
+
+
+class Saves(Protocol):
+    """What can be checkpointed: the engine, seen from here."""
+
+    def save(self, folder: Path) -> dict[str, tuple[int, str]]: ...
+    def load(self, folder: Path) -> None: ...
+
+
+@dataclass(frozen=True)
+class Identity:
+    """What a checkpoint belongs to. A run may only resume from one of the same identity.
+
+    `layout` is what DeepSpeed's files depend on (ranks, ZeRO stage, precision); `model` the architecture; `data` what
+    decides which samples are read (dataset and tokenizer fingerprints, context length, seed, shuffle).
+    """
+
+    layout: Mapping[str, Any]
+    model: Mapping[str, Any]
+    data: Mapping[str, Any]
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"layout": dict(self.layout), "model": dict(self.model), "data": dict(self.data)}
+
+
+@dataclass(frozen=True)
+class Found:
+    """A checkpoint folder and its manifest."""
+
+    folder: Path
+    manifest: dict[str, Any]
+
+    @property
+    def state(self) -> RunState:
+        return RunState.from_dict(self.manifest["state"])
+
+
+def step_folder(root: Path, step: int) -> Path:
+    return root / f"step-{step:08d}"
+
+
+def save(root: Path, engine: Saves, state: RunState, identity: Identity, extra: Mapping[str, Any]) -> dict[str, Any]:
+    """Writes checkpoint `step` below `root`; all ranks call it. Returns folder name, bytes and seconds.
+
+    All ranks write into a folder of another name; when each file is on the disk rank 0 writes the manifest, renames the
+    folder, and points `latest` at it. Whatever interrupts this, the earlier checkpoints stay whole and this one either
+    exists whole or does not exist. Raises CheckpointError on every rank when one cannot write.
+    """
+    began = time.perf_counter()
+    final = step_folder(root, state.step)
+    unfinished = root / f"{_UNFINISHED}{final.name}"
+    try:
+        with dist.together():
+            if dist.rank() == 0:
+                shutil.rmtree(unfinished, ignore_errors=True)
+                unfinished.mkdir(parents=True)
+        mine: dict[str, tuple[int, str]] = {}
+        with dist.together():
+            mine = _write(engine, unfinished)
+        files = {name: record for part in dist.gather(mine) for name, record in part.items()}
+        with dist.together():
+            if dist.rank() == 0:
+                _commit(unfinished, final, files, state, identity, extra)
+    except OSError as error:
+        if dist.rank() == 0:
+            shutil.rmtree(unfinished, ignore_errors=True)
+        kept = latest_name(root)
+        raise CheckpointError(
+            f"{final}: checkpoint not written ({error.strerror or error}): free space there and run again; "
+            + (f"{kept} is whole" if kept else "there is no earlier one")
+        ) from error
+    return {"checkpoint": final.name, "bytes": sum(b for b, _ in files.values()), "seconds": time.perf_counter() - began}
+
+
+def _write(engine: Saves, unfinished: Path) -> dict[str, tuple[int, str]]:
+    try:
+        mine = engine.save(unfinished)
+    except RuntimeError as error:  # torch.save wraps the OSError of its file in one of these
+        cause: BaseException | None = error
+        while cause is not None and not isinstance(cause, OSError):
+            cause = cause.__cause__ or cause.__context__
+        if cause is None:
+            raise
+        raise OSError(*cause.args) from error
+    if dist.rank() == 0:  # DeepSpeed's recovery scripts, copied beside the shards
+        others = (p for p in unfinished.rglob("*") if p.is_file() and p.suffix == ".py")
+        mine |= {str(p.relative_to(unfinished)): file_record(p) for p in others}
+    return mine
+
+
+def _commit(
+    unfinished: Path,
+    final: Path,
+    files: Mapping[str, tuple[int, str]],
+    state: RunState,
+    identity: Identity,
+    extra: Mapping[str, Any],
+) -> None:
+    manifest = {
+        "format": FORMAT,
+        "state": state.to_dict(),
+        **identity.to_dict(),
+        **extra,
+        "files": {name: {"bytes": b, "xxh3_128": h} for name, (b, h) in sorted(files.items())},
+    }
+    write_atomically(unfinished / MANIFEST, json.dumps(manifest, indent=1))
+    if final.exists():  # of an earlier attempt that was found damaged, or the same step again
+        shutil.rmtree(final)
+    unfinished.rename(final)
+    sync_folder(final.parent)
+    write_atomically(final.parent / "latest", final.name + "\n")
+
+
+def latest_name(root: Path) -> str | None:
+    """What `latest` names, if it names a folder that exists."""
+    try:
+        name = (root / "latest").read_text(encoding="utf-8").strip()
+    except OSError:
+        return None
+    return name if name and (root / name / MANIFEST).is_file() else None
+
+
+def clean(root: Path, keep_last: int | None = None) -> list[str]:
+    """Removes what a killed save left and, with `keep_last`, all but the newest checkpoints. Rank 0 only."""
+    gone = [p for p in root.glob(f"{_UNFINISHED}*") if p.is_dir()]
+    if keep_last is not None:
+        gone += sorted(p for p in root.glob("step-*") if p.is_dir())[:-keep_last]
+    for folder in gone:
+        shutil.rmtree(folder, ignore_errors=True)
+    return [folder.name for folder in gone]
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """The manifest of a checkpoint folder; CheckpointError when it is missing, torn or of another format."""
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        found = manifest["format"]
+        RunState.from_dict(manifest["state"])
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{folder}: no {MANIFEST}: this is not a complete checkpoint") from error
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{folder / MANIFEST}: cannot be read ({error}): use another checkpoint") from error
+    if found != FORMAT:
+        raise CheckpointError(f"{folder}: checkpoint format {found}, this version reads {FORMAT}: use that version")
+    return manifest  # type: ignore[no-any-return]
+
+
+def damage(found: Found, part: int = 0, parts: int = 1) -> str | None:
+    """The first file that is missing, of another size or of another hash; None when all are as written.
+
+    Looks at every size, and hashes each `parts`-th file from `part` on.
+    """
+    records = found.manifest["files"]
+    for name, record in records.items():
+        path = found.folder / name
+        size = path.stat().st_size if path.is_file() else None
+        if size != record["bytes"]:
+            return f"{name} has {'no file' if size is None else f'{size:,} bytes'}, written were {record['bytes']:,}"
+    for name in sorted(records)[part::parts]:
+        if file_record(found.folder / name)[1] != records[name]["xxh3_128"]:
+            return f"{name} is not as it was written (its hash differs)"
+    return None
+
+
+def newest_good(root: Path, tell: Callable[[str, str], None]) -> Found | None:
+    """The newest checkpoint whose every file is as written; all ranks call it and share the hashing.
+
+    `tell(name, why)` hears of each newer one that was passed over. Raises CheckpointError when there are checkpoints
+    and all are damaged: starting anew over them would lose work.
+    """
+    names = dist.gather(sorted((p.name for p in root.glob("step-*") if p.is_dir()), reverse=True))[0]
+    for name in names:
+        try:
+            found = Found(root / name, read_manifest(root / name))
+            mine = damage(found, dist.rank(), dist.size())
+        except CheckpointError as error:
+            found, mine = None, str(error)  # type: ignore[assignment]
+        wrong = next((d for d in dist.gather(mine) if d is not None), None)
+        if wrong is None:
+            return found
+        tell(name, wrong)
+    if names:
+        raise CheckpointError(
+            f"{root}: none of the {len(names)} checkpoints is whole: restore one from a copy, or choose a new run.dir"
+        )
+    return None
+
+
+def check_identity(found: Found, identity: Identity) -> None:
+    """CheckpointError, with every difference, when the checkpoint is of another model, data or layout."""
+    rules = {
+        "model": "the model changed: resume with the recipe that began the run, or choose a new run.dir",
+        "data": "the data changed: resume with the dataset that began the run, or choose a new run.dir",
+        "layout": "resume with the same ranks, ZeRO stage and precision, or choose a new run.dir",
+    }
+    for part, remedy in rules.items():
+        before, now = found.manifest[part], json.loads(json.dumps(identity.to_dict()[part]))
+        changed = [f"{k} was {before.get(k)}, is {now.get(k)}" for k in {**before, **now} if before.get(k) != now.get(k)]
+        if changed:
+            raise CheckpointError(f"{found.folder}: {'; '.join(changed)}: {remedy}")
+
+
+def free_bytes(folder: Path) -> int:
+    """Free bytes on the disk of `folder`, for this user."""
+    stats = os.statvfs(folder)
+    return stats.f_bavail * stats.f_frsize

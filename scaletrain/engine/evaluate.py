@@ -1,0 +1,25 @@
+"""A metric over a split, over all ranks: each sample counted once, padding never."""
+
+import numpy as np
+import torch
+
+from scaletrain.data.rows import Rows
+from scaletrain.engine.engine import Engine
+from scaletrain.runtime import dist
+from scaletrain.tasks.task import Task
+
+
+def evaluate(engine: Engine, task: Task, rows: Rows, batch_size: int, max_samples: int | None) -> dict[str, float]:
+    """The task's metrics over the first `max_samples` rows (all: None). Each rank takes every size-th batch, and all
+    take equally many: ZeRO-3 gathers weights in each forward pass, so a rank that ran out would leave the others
+    waiting."""
+    count = min(len(rows), max_samples or len(rows))
+    rounds = -(-count // (batch_size * dist.size()))
+    ids = np.full(rounds * batch_size * dist.size(), -1, dtype=np.int64)
+    ids[:count] = np.arange(count)
+    totals: dict[str, torch.Tensor] = {}
+    for part in ids.reshape(rounds, dist.size(), batch_size)[:, dist.rank()]:
+        for name, value in engine.eval_step(rows.fetch(part)).items():
+            totals[name] = totals.get(name, 0) + value.double()
+    stacked = dist.sum_tensors(torch.stack(list(totals.values())))
+    return task.metrics(dict(zip(totals, stacked.tolist(), strict=True)))

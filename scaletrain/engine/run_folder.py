@@ -1,0 +1,102 @@
+"""A run's folder: held by one live run at a time, with what is needed to understand it later."""
+
+import fcntl
+import json
+import os
+import platform
+import shutil
+import socket
+import subprocess
+import sys
+from importlib import metadata
+from pathlib import Path
+from typing import IO, Any
+
+import torch
+
+from scaletrain.engine.files import write_atomically
+from scaletrain.errors import ConfigError
+from scaletrain.runtime.dist import World
+
+_PACKAGES = ("scaletrain", "torch", "deepspeed", "transformers", "tokenizers", "datasets", "numpy")
+
+
+def hold(folder: Path) -> IO[str]:
+    """Makes the folder and locks it for this process; the lock goes with the process, a kill included.
+
+    Raises ConfigError when the folder cannot be written or another run holds it.
+    """
+    lock = folder / ".lock"
+    try:
+        (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
+        file = lock.open("a+", encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(
+            f"run.dir={folder} cannot be written ({error.strerror}): choose a folder that you may write to"
+        ) from error
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        file.seek(0)
+        holder = file.read().strip() or "another process"
+        file.close()
+        raise ConfigError(
+            f"run.dir={folder} is in use by {holder}: wait for that run, stop it, or choose another run.dir"
+        ) from error
+    file.truncate(0)
+    file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+    file.flush()
+    return file
+
+
+def describe(folder: Path, recipe_yaml: str, world: World, device: torch.device, deepspeed: dict[str, Any]) -> None:
+    """Writes recipe.yaml and environment.json of this launch."""
+    write_atomically(folder / "recipe.yaml", recipe_yaml)
+    environment = {
+        "command": [sys.executable, *sys.argv],
+        "versions": {"python": platform.python_version(), **{p: _version(p) for p in _PACKAGES}},
+        "git": _git_commit(),
+        "host": socket.gethostname(),
+        "platform": platform.platform(),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else _cpu_name(),
+        "cores": len(os.sched_getaffinity(0)),
+        "threads": torch.get_num_threads(),
+        "world": {"ranks": world.size, "nodes": world.nodes, "ranks_on_node": world.local_size},
+        "deepspeed_config": deepspeed,
+    }
+    write_atomically(folder / "environment.json", json.dumps(environment, indent=1) + "\n")
+
+
+def keep_tokenizer(folder: Path, tokenizer: Path) -> None:
+    """Copies the dataset's tokenizer into the run, which then speaks wherever it is moved."""
+    if not (folder / "tokenizer").is_dir():
+        beside = folder / ".tokenizer.tmp"
+        shutil.rmtree(beside, ignore_errors=True)
+        shutil.copytree(tokenizer, beside)
+        beside.rename(folder / "tokenizer")
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _git_commit() -> str | None:
+    """The commit of the checkout that this code runs from, with -dirty; None outside one."""
+    here = Path(__file__).parent
+    command = ["git", "-C", str(here), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    try:
+        found = subprocess.run(command, capture_output=True, text=True, timeout=5, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return found.stdout.strip() or None
+
+
+def _cpu_name() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor()
+    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())

@@ -1,0 +1,1 @@
+"""Which parameters are decayed, and the learning rate at a step."""

@@ -1,0 +1,136 @@
+"""Ranks and what they tell each other: the only user of torch.distributed."""
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from scaletrain.errors import ScaleTrainError
+
+TIMEOUT = timedelta(minutes=30)
+
+
+@dataclass(frozen=True)
+class World:
+    """Where this process stands among all: `rank` of `size`, `local_rank` of `local_size` on node `node` of `nodes`."""
+
+    rank: int = 0
+    size: int = 1
+    local_rank: int = 0
+    local_size: int = 1
+    node: int = 0
+    nodes: int = 1
+    master_address: str = "127.0.0.1"
+    master_port: int | None = None
+
+    @property
+    def is_first(self) -> bool:
+        return self.rank == 0
+
+
+def device_of(world: World) -> torch.device:
+    """The GPU of this rank, or the CPU where there is none."""
+    return torch.device("cuda", world.local_rank) if torch.cuda.is_available() else torch.device("cpu")
+
+
+def start(world: World) -> None:
+    """Joins all ranks. CPU tensors travel over gloo and GPU tensors over NCCL, so a number can be shared without
+    waiting for the GPU."""
+    if dist.is_initialized():
+        return
+    backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+    if torch.cuda.is_available():
+        torch.cuda.set_device(world.local_rank)
+    # ZeRO makes its own groups without a time-out: torch's default is the only one they take.
+    dist.distributed_c10d.default_pg_timeout = TIMEOUT
+    # One rank needs no port: a store in memory cannot meet another run's port.
+    store = dist.HashStore() if world.size == 1 else None
+    init = None if store is not None else f"tcp://{world.master_address}:{world.master_port}"
+    # DeepSpeed reads these whatever it is told.
+    os.environ.update(
+        RANK=str(world.rank),
+        WORLD_SIZE=str(world.size),
+        LOCAL_RANK=str(world.local_rank),
+        MASTER_ADDR=world.master_address,
+        MASTER_PORT=str(world.master_port or 0),
+    )
+    dist.init_process_group(
+        backend, init_method=init, store=store, rank=world.rank, world_size=world.size, timeout=TIMEOUT
+    )
+
+
+def stop() -> None:
+    """Leaves the group; without this NCCL warns at exit."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def rank() -> int:
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def size() -> int:
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def barrier() -> None:
+    """Waits for all ranks, over gloo: an empty NCCL barrier would occupy the GPU."""
+    if size() > 1:
+        dist.all_reduce(torch.zeros(1))
+
+
+def sum_integers(values: Sequence[int]) -> list[int]:
+    """Elementwise sums of `values` over all ranks."""
+    if size() == 1:
+        return list(values)
+    tensor = torch.tensor(values, dtype=torch.int64)
+    dist.all_reduce(tensor)
+    return [int(v) for v in tensor.tolist()]
+
+
+def sum_tensors(tensor: torch.Tensor) -> torch.Tensor:
+    """Elementwise sum over all ranks, on the tensor's device."""
+    if size() > 1:
+        tensor = tensor.clone()
+        dist.all_reduce(tensor)
+    return tensor
+
+
+def max_number(value: float) -> float:
+    """The largest `value` of any rank."""
+    if size() == 1:
+        return value
+    tensor = torch.tensor([value], dtype=torch.float64)
+    dist.all_reduce(tensor, op=dist.ReduceOp.MAX)
+    return float(tensor.item())
+
+
+def gather(value: Any) -> list[Any]:
+    """What each rank holds, in rank order; pickled."""
+    if size() == 1:
+        return [value]
+    values: list[Any] = [None] * size()
+    dist.all_gather_object(values, value)
+    return values
+
+
+@contextmanager
+def together() -> Iterator[None]:
+    """All ranks succeed or all raise the first rank's error: none is left waiting for one that failed.
+
+    Every rank must enter it. A ScaleTrainError or an OSError inside is shared; anything else is a defect and ends its
+    rank at once.
+    """
+    mine: ScaleTrainError | OSError | None = None
+    try:
+        yield
+    except (ScaleTrainError, OSError) as error:
+        mine = error
+    for theirs in gather(mine):
+        if theirs is not None:
+            raise theirs

@@ -1,0 +1,1 @@
+"""What is learned: the seam between the engine and the work."""

@@ -1,0 +1,74 @@
+"""Next-token prediction over a prepared dataset."""
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+
+from torch import nn
+
+from scaletrain.config.architecture import Architecture
+from scaletrain.data.rows import IGNORED, Batch, Rows, TokenRows
+from scaletrain.data.shards import Dataset, Split
+from scaletrain.model.checkpointing import apply_activation_checkpointing
+from scaletrain.model.gpt import GPT
+from scaletrain.model.hf import load_weights
+from scaletrain.model.init import init_parameters
+from scaletrain.tasks.task import Gather, Sums
+
+
+class PretrainTask:
+    """A GPT on the tokens of `dataset`, cut into samples of `context` tokens."""
+
+    def __init__(
+        self,
+        architecture: Architecture,
+        dataset: Dataset,
+        context: int,
+        *,
+        seed: int,
+        init_from: Path | None = None,
+        activation_checkpointing: str = "none",
+    ) -> None:
+        self.architecture, self.dataset, self.context = architecture, dataset, context
+        self._seed, self._init_from = seed, init_from
+        self._activation_checkpointing = activation_checkpointing
+
+    def build_model(self) -> nn.Module:
+        model = GPT(self.architecture)
+        apply_activation_checkpointing(model, self._activation_checkpointing)
+        return model
+
+    def initialise(self, model: nn.Module, gather: Gather) -> None:
+        assert isinstance(model, GPT)
+        if self._init_from is None:
+            init_parameters(model, self._seed, gather)
+        else:
+            load_weights(model, self._init_from, gather)
+
+    def rows(self, split: Split) -> Rows:
+        return TokenRows(self.dataset, split, self.context, partial=split == "validation")
+
+    def weight(self, batch: Batch) -> int:
+        return int((batch["labels"] != IGNORED).sum())
+
+    def loss_sums(self, model: nn.Module, batch: Batch) -> Sums:
+        labels = batch["labels"]
+        return {"loss": model(batch["input_ids"], labels), "items": (labels != IGNORED).sum()}
+
+    def metrics(self, sums: Mapping[str, float]) -> dict[str, float]:
+        """Mean loss in nats a token, perplexity, and bits per byte of the original text.
+
+        Bits per byte compares models of different tokenizers: total bits over the UTF-8 bytes that the evaluated tokens
+        stand for (the split's bytes a token where only a part of it was evaluated).
+        """
+        return text_metrics(sums["loss"], sums["items"], self.dataset.bytes("validation") / self._validation_items())
+
+    def _validation_items(self) -> int:
+        return max(1, self.dataset.tokens("validation") - 1)  # nothing predicts the first token
+
+
+def text_metrics(loss_sum: float, items: float, bytes_per_item: float) -> dict[str, float]:
+    """Loss (nats a token), perplexity and bits per byte of `items` predicted tokens with this total loss."""
+    loss = loss_sum / items
+    perplexity = math.exp(loss) if loss < 700 else math.inf
+    return {"loss": loss, "perplexity": perplexity, "bits_per_byte": loss / math.log(2) / bytes_per_item}

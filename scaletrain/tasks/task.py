@@ -1,0 +1,40 @@
+"""The one seam between the engine and the work: what a task gives, and what it never sees (ranks, DeepSpeed, files)."""
+
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
+from typing import Protocol
+
+import torch
+from torch import nn
+
+from scaletrain.data.rows import Batch, Rows
+from scaletrain.data.shards import Split
+
+Sums = dict[str, torch.Tensor]  # "loss" and "items", and whatever else the task's metrics need; scalars
+Gather = Callable[[nn.Parameter], AbstractContextManager[bool]]  # the whole parameter; True on the rank that writes it
+
+
+class Task(Protocol):
+    """What is trained on what. Sums, never means: the engine divides by the items of all ranks."""
+
+    def build_model(self) -> nn.Module:
+        """The model with unset weights."""
+        ...
+
+    def initialise(self, model: nn.Module, gather: Gather) -> None:
+        """Sets every weight, one parameter at a time inside `gather`."""
+        ...
+
+    def rows(self, split: Split) -> Rows: ...
+
+    def weight(self, batch: Batch) -> int:
+        """Loss-bearing items of a CPU batch."""
+        ...
+
+    def loss_sums(self, model: nn.Module, batch: Batch) -> Sums:
+        """`loss` (differentiable) and `items`, summed over the batch."""
+        ...
+
+    def metrics(self, sums: Mapping[str, float]) -> dict[str, float]:
+        """Metrics of an evaluation from its sums over all batches and ranks."""
+        ...

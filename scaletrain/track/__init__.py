@@ -1,0 +1,1 @@
+"""What a run tells: speed, progress, metrics."""

@@ -1,0 +1,44 @@
+"""Speed and memory of a run, counted on the host."""
+
+import resource
+from dataclasses import dataclass, field
+
+import torch
+
+
+@dataclass
+class Meter:
+    """Collects steps and tells the rates since it was last read. Times are of this rank.
+
+    `flops_per_token` counts training FLOPs (model/count.py); `peak_flops` is the matrix peak of all ranks together.
+    """
+
+    tokens_per_step: int
+    flops_per_token: float
+    peak_flops: float | None
+    _seconds: list[float] = field(default_factory=list)
+    _waits: list[float] = field(default_factory=list)
+
+    def add(self, step_seconds: float, wait_seconds: float) -> None:
+        self._seconds.append(step_seconds)
+        self._waits.append(wait_seconds)
+
+    def read(self) -> dict[str, float | None]:
+        """Means a step since the last reading, and the rates that follow from them."""
+        step = sum(self._seconds) / len(self._seconds)
+        wait = sum(self._waits) / len(self._waits)
+        self._seconds, self._waits = [], []
+        rate = self.tokens_per_step / step
+        return {
+            "step_seconds": step,
+            "data_wait_seconds": wait,
+            "tokens_per_second": rate,
+            "mfu": rate * self.flops_per_token / self.peak_flops if self.peak_flops else None,
+        }
+
+
+def peak_memory_bytes(device: torch.device) -> int:
+    """The most that was ever in use: GPU memory of torch's allocator, or this process's resident memory on a CPU."""
+    if device.type == "cuda":
+        return int(torch.cuda.max_memory_allocated(device))
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # Linux counts in KiB

@@ -1,0 +1,67 @@
+"""The rate that a device's matrix units can reach: what MFU divides by."""
+
+import time
+from dataclasses import dataclass
+
+import torch
+
+# Dense bf16/fp16 FLOP/s without sparsity, from NVIDIA's and AMD's data sheets (their headline figures for Hopper and
+# Blackwell are with 2:4 sparsity, twice these). The first name that is part of the device's name counts.
+DENSE_BF16_PEAK: dict[str, float] = {
+    "B200": 2250e12,
+    "H200": 989e12,
+    "H100 PCIe": 756e12,
+    "H100 NVL": 835e12,
+    "H100": 989e12,
+    "A100": 312e12,
+    "A40": 149.7e12,
+    "A10G": 70e12,
+    "A10": 125e12,
+    "L40S": 362e12,
+    "L40": 181e12,
+    "L4": 121e12,
+    "V100": 125e12,
+    "T4": 65e12,
+    "MI300X": 1307e12,
+    "MI250X": 383e12,
+    "RTX 5090": 209.5e12,
+    "RTX 4090": 165.2e12,
+    "RTX 3090": 71e12,
+}
+_SIZE = 2048
+
+
+@dataclass(frozen=True)
+class Peak:
+    """FLOP/s of one rank's device, and where the figure is from. None: unknown device, MFU is not told."""
+
+    flops: float | None
+    source: str
+
+
+def peak_of(device: torch.device, dtype: torch.dtype) -> Peak:
+    """The data sheet's dense rate of a GPU; on a CPU the rate that a large matrix product reaches on this rank now."""
+    if device.type == "cpu":
+        rate = measure_matrix_rate(device, dtype)
+        return Peak(rate, f"measured {_SIZE} x {_SIZE} {str(dtype).removeprefix('torch.')} product")
+    name = torch.cuda.get_device_name(device)
+    found = next((rate for key, rate in DENSE_BF16_PEAK.items() if key in name), None)
+    if found is None or dtype == torch.float32:
+        rate = measure_matrix_rate(device, dtype)
+        return Peak(rate, f"measured {_SIZE} x {_SIZE} {str(dtype).removeprefix('torch.')} product on {name}")
+    return Peak(found, f"data sheet, {name}, dense bf16")
+
+
+def measure_matrix_rate(device: torch.device, dtype: torch.dtype, rounds: int = 3) -> float:
+    """FLOP/s of the fastest of `rounds` square matrix products, after one to warm up."""
+    a = torch.randn(_SIZE, _SIZE, device=device).to(dtype)
+    b = torch.randn(_SIZE, _SIZE, device=device).to(dtype)
+    best = float("inf")
+    for _ in range(rounds + 1):
+        began = time.perf_counter()
+        c = a @ b
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        best = min(best, time.perf_counter() - began)
+        del c
+    return float(2 * _SIZE**3 / best)

@@ -1,0 +1,97 @@
+"""Where numbers and events go: JSON lines and TensorBoard, written by rank 0."""
+
+import json
+import math
+import os
+import socket
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+Value = float | int | str | bool | None
+
+
+class Sink(Protocol):
+    """Takes the values of one step."""
+
+    def write(self, step: int, values: Mapping[str, Value]) -> None: ...
+    def close(self) -> None: ...
+
+
+class JsonLines:
+    """`metrics.jsonl`: one object a line. Opened at step `resumed` it first drops the lines of later steps, which the
+    resumed run will write again, and a line torn by a kill."""
+
+    def __init__(self, path: Path, resumed: int) -> None:
+        if path.exists():
+            _keep_until(path, resumed)
+        self._file = path.open("a", encoding="utf-8", buffering=1)
+
+    def write(self, step: int, values: Mapping[str, Value]) -> None:
+        self._file.write(json.dumps({"step": step, **{k: _plain(v) for k, v in values.items()}}) + "\n")
+
+    def close(self) -> None:
+        self._file.close()
+
+
+class TensorBoard:
+    """The same values as curves. tensorboard is imported at the first write: it costs a second."""
+
+    def __init__(self, folder: Path, resumed: int) -> None:
+        self._folder, self._resumed = folder, resumed
+        self._writer: Any = None
+
+    def write(self, step: int, values: Mapping[str, Value]) -> None:
+        if self._writer is None:
+            from torch.utils.tensorboard.writer import SummaryWriter
+
+            self._writer = SummaryWriter(str(self._folder), purge_step=self._resumed + 1)  # type: ignore[no-untyped-call]
+        for name, value in values.items():
+            if isinstance(value, (int, float)) and not isinstance(value, bool):
+                section = "evaluate" if name.startswith("eval_") else "train"
+                self._writer.add_scalar(f"{section}/{name.removeprefix('eval_')}", value, step)
+
+    def close(self) -> None:
+        if self._writer is not None:
+            self._writer.close()
+
+
+class Events:
+    """`events.jsonl`: what happened when, on which rank and host. Never rewritten. Ranks other than 0 pass no path."""
+
+    def __init__(self, path: Path | None, rank: int) -> None:
+        self._path, self._rank, self._host = path, rank, socket.gethostname()
+
+    def write(self, event: str, step: int, **values: Any) -> None:
+        if self._path is None:
+            return
+        line = {"event": event, "time": time.time(), "step": step, "rank": self._rank, "host": self._host, **values}
+        with self._path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The objects of a JSON-lines file; a last line that a kill tore is left out."""
+    lines = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            lines.append(json.loads(line))
+        except ValueError:
+            continue
+    return lines
+
+
+def _keep_until(path: Path, step: int) -> None:
+    kept = [line for line in read_lines(path) if line["step"] <= step]
+    beside = path.with_name(f".{path.name}.tmp")
+    with beside.open("w", encoding="utf-8") as file:
+        file.writelines(json.dumps(line) + "\n" for line in kept)
+        file.flush()
+        os.fsync(file.fileno())
+    beside.replace(path)
+
+
+def _plain(value: Value) -> Value:
+    """JSON has no NaN or infinity: they are written as strings, which float() reads back."""
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,0 +1,124 @@
+"""The engine against a bare torch loop, over ZeRO stages, ranks, accumulation and restarts."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from scaletrain.engine.engine import Engine
+from scaletrain.engine.evaluate import evaluate
+from scaletrain.runtime import dist
+from tests.engine import tiny
+from tests.ranks import run_ranks
+
+STAGES = (0, 1, 2, 3)
+
+
+def largest(a: list[float], b: list[float]) -> float:
+    assert len(a) == len(b)
+    return max(abs(x - y) for x, y in zip(a, b, strict=True))
+
+
+def all_stages(root: str) -> dict[str, list[float]]:
+    """Every case of one world size in one set of processes: starting them is what takes time."""
+    found: dict[str, list[float]] = {}
+    for stage in STAGES:
+        for precision in ("fp32", "bf16"):
+            folder = Path(root) / f"{precision}-{stage}"
+            folder.mkdir(parents=True, exist_ok=True)
+            found[f"{precision}-{stage}"] = tiny.train(stage, precision, save_at=10, root=folder)
+            found[f"{precision}-{stage}-resumed"] = tiny.train(stage, precision, root=folder, resume=True)
+        for accumulation in (2, 4):
+            found[f"accumulated-{accumulation}-{stage}"] = tiny.train(stage, "fp32", accumulation=accumulation)
+    return found
+
+
+@pytest.fixture(scope="module")
+def losses(tmp_path_factory: pytest.TempPathFactory) -> dict[int, dict[str, list[float]]]:
+    root = tmp_path_factory.mktemp("checkpoints")
+    return {ranks: run_ranks(all_stages, ranks, str(root / str(ranks)))[0] for ranks in (1, 2)}
+
+
+@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_float32_losses_equal_a_plain_torch_loop(losses: dict, ranks: int, stage: int) -> None:  # type: ignore[type-arg]
+    assert largest(losses[ranks][f"fp32-{stage}"], tiny.train_plainly()) < 2e-6
+
+
+@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("accumulation", [2, 4])
+def test_accumulation_changes_nothing(losses: dict, stage: int, accumulation: int) -> None:  # type: ignore[type-arg]
+    for ranks in (1, 2):
+        assert largest(losses[ranks][f"accumulated-{accumulation}-{stage}"], losses[1]["fp32-0"]) < 2e-6
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_bf16_stays_within_its_rounding_at_every_stage(losses: dict, stage: int) -> None:  # type: ignore[type-arg]
+    # An Adam counter that is off by one, as DeepSpeed leaves it at stage 0, is 4 times further away.
+    for ranks in (1, 2):
+        assert largest(losses[ranks][f"bf16-{stage}"], losses[1]["fp32-0"]) < 3e-3
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_resumed_losses_equal_the_uninterrupted_ones(losses: dict, ranks: int, stage: int, precision: str) -> None:  # type: ignore[type-arg]
+    assert losses[ranks][f"{precision}-{stage}-resumed"] == losses[ranks][f"{precision}-{stage}"][10:]
+
+
+def skipped_step(stage: int, precision: str) -> tuple[bool, bool, int, list[float]]:
+    """A step whose loss is not a number on one rank, then a good one: skipped flags, count, losses around it."""
+
+    class Poisoned(tiny.TinyTask):
+        poison = False
+
+        def loss_sums(self, model, batch):  # type: ignore[no-untyped-def]
+            sums = super().loss_sums(model, batch)
+            return {**sums, "loss": sums["loss"] * float("nan")} if self.poison and dist.rank() == 0 else sums
+
+    task, rows = Poisoned(), tiny.TinyRows()
+    engine = Engine(task, tiny.engine_dict(stage, precision, dist.size()), tiny.OPTIM, torch.device("cpu"))
+    per_rank = 8 // dist.size()
+    batch = rows.fetch(torch.arange(per_rank).numpy() + per_rank * dist.rank())
+    before = evaluate(engine, task, rows, 4, None)["loss"]
+    task.poison = True
+    bad = engine.train_step([batch], 0.1, 64)
+    task.poison = False
+    after = evaluate(engine, task, rows, 4, None)["loss"]
+    good = engine.train_step([batch], 0.1, 64)
+    last = evaluate(engine, task, rows, 4, None)["loss"]
+    return bad.skipped, good.skipped, engine.skipped_steps, [before, after, last]
+
+
+def skipped_steps() -> dict[str, tuple[bool, bool, int, list[float]]]:
+    return {f"{p}-{s}": skipped_step(s, p) for s in STAGES for p in ("fp32", "bf16")}
+
+
+def test_a_step_that_is_not_finite_on_one_rank_is_skipped_by_all_and_counted() -> None:
+    for case, (bad, good, count, (before, after, last)) in run_ranks(skipped_steps, 2)[0].items():
+        assert (bad, good, count) == (True, False, 1), case
+        assert after == before, case
+        assert last != before, case
+
+
+def evaluations(batch_size: int, max_samples: int | None) -> float:
+    engine = Engine(tiny.TinyTask(), tiny.engine_dict(3, "fp32", dist.size()), tiny.OPTIM, torch.device("cpu"))
+    return evaluate(engine, tiny.TinyTask(), tiny.TinyRows(21), batch_size, max_samples)["loss"]
+
+
+def test_evaluation_counts_each_sample_once_whatever_the_ranks_and_the_batch() -> None:
+    one = run_ranks(evaluations, 1, 21, None)[0]
+    assert run_ranks(evaluations, 2, 4, None) == pytest.approx([one, one], abs=1e-6)
+    assert run_ranks(evaluations, 1, 5, 7)[0] == pytest.approx(run_ranks(evaluations, 1, 1, 7)[0], abs=1e-6)
+
+
+def test_settings_of_the_recipe_survive_a_resume(tmp_path: Path) -> None:
+    assert run_ranks(changed_decay, 1, str(tmp_path)) == [0.05]
+
+
+def changed_decay(root: str) -> float:
+    tiny.train(1, "fp32", steps=2, save_at=2, root=Path(root))
+    optim = tiny.OPTIM.model_copy(update={"weight_decay": 0.05})
+    engine = Engine(tiny.TinyTask(), tiny.engine_dict(1, "fp32", 1), optim, torch.device("cpu"))
+    engine.load(Path(root) / "step-00000002")
+    return float(engine._engine.optimizer.param_groups[0]["weight_decay"])
