@@ -1,0 +1,69 @@
+"""Activation checkpointing, applied from outside: which blocks keep their inputs only and compute the rest again."""
+
+import re
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
+
+from scaletrain.errors import ConfigError
+from scaletrain.model.gpt import GPT, run_block
+from scaletrain.model.layers import Rotation
+
+aten = torch.ops.aten
+# What selective mode keeps: results dear to compute for their size. Norms, activations and rotations are redone.
+KEPT = frozenset(
+    {
+        aten.mm.default,
+        aten.addmm.default,
+        aten._scaled_dot_product_flash_attention.default,
+        aten._scaled_dot_product_efficient_attention.default,
+        aten._scaled_dot_product_cudnn_attention.default,
+        aten._scaled_dot_product_flash_attention_for_cpu.default,
+        torch.ops.scaletrain.blocked_attention.default,
+    }
+)
+
+
+def apply_activation_checkpointing(model: GPT, mode: str) -> None:
+    """Sets what the backward pass of `model` computes again; losses and gradients stay the same.
+
+    none: nothing. full: each block. every_N: block 0, N, 2N, ... selective: each block, but its matrix products and
+    attention are kept. Non-reentrant, so ZeRO-3's and PEFT's hooks see the second forward like the first.
+    """
+    if mode == "none":
+        model.run_block = run_block
+    elif mode == "full":
+        model.run_block = partial(_recompute_each, 1)
+    elif mode == "selective":
+        model.run_block = _recompute_selected
+    elif match := re.fullmatch(r"every_([1-9][0-9]*)", mode):
+        model.run_block = partial(_recompute_each, int(match[1]))
+    else:
+        raise ConfigError(f"activation checkpointing {mode!r} is unknown: choose none, selective, full or every_N")
+
+
+def _recompute_each(step: int, index: int, block: nn.Module, x_BTC: Tensor, rotation: Rotation | None) -> Tensor:
+    if index % step:
+        return run_block(index, block, x_BTC, rotation)
+    # No dropout, so no random state to restore.
+    y_BTC: Tensor = checkpoint(block, x_BTC, rotation, use_reentrant=False, preserve_rng_state=False)
+    return y_BTC
+
+
+def _recompute_selected(index: int, block: nn.Module, x_BTC: Tensor, rotation: Rotation | None) -> Tensor:
+    y_BTC: Tensor = checkpoint(
+        block,
+        x_BTC,
+        rotation,
+        use_reentrant=False,
+        preserve_rng_state=False,
+        context_fn=partial(create_selective_checkpoint_contexts, _policy),
+    )
+    return y_BTC
+
+
+def _policy(context: Any, op: Any, *args: Any, **kwargs: Any) -> CheckpointPolicy:
+    return CheckpointPolicy.MUST_SAVE if op in KEPT else CheckpointPolicy.PREFER_RECOMPUTE

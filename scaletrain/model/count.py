@@ -1,0 +1,50 @@
+"""Parameters and training FLOPs of an architecture, by formula: nothing is built."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from scaletrain.config.architecture import Architecture
+
+
+@dataclass(frozen=True)
+class ParameterCount:
+    """total: as the module holds them, a tied matrix once. non_embedding: without token and position embeddings and an
+    untied output matrix (the N of Kaplan et al. 2020, section 2.1)."""
+
+    total: int
+    non_embedding: int
+
+
+def count_parameters(arch: Architecture) -> ParameterCount:
+    C = arch.hidden_size
+    norm = 2 * C if arch.family == "gpt2" else C
+    biases = 0
+    if arch.family == "gpt2":
+        biases = 3 * C + C + arch.ffn_hidden_size + C  # qkv, attention output, up, down
+    qk_norm = 2 * arch.head_dim if arch.qk_norm else 0
+    block = block_matmul_parameters(arch) + biases + 2 * norm + qk_norm
+    non_embedding = arch.num_layers * block + norm
+    embeddings = arch.vocab_size * C * (1 if arch.tie_embeddings else 2)
+    if arch.family == "gpt2":
+        embeddings += arch.max_positions * C
+    return ParameterCount(total=non_embedding + embeddings, non_embedding=non_embedding)
+
+
+def block_matmul_parameters(arch: Architecture) -> int:
+    """Weights of one block's matrix products: qkv and output, up and down (and gate for llama)."""
+    attention = arch.hidden_size * arch.head_dim * 2 * (arch.num_heads + arch.num_kv_heads)
+    feed_forward = (2 if arch.family == "gpt2" else 3) * arch.hidden_size * arch.ffn_hidden_size
+    return attention + feed_forward
+
+
+def flops_per_token(arch: Architecture, context_length: int, attention: Literal["causal", "full"] = "causal") -> int:
+    """Floating point operations to train on one token: forward and backward, nothing recomputed.
+
+    6 N + 12 L T (H D): 2 operations a weight and token forward, 4 backward, N the weights of all matrix products, the
+    output head among them, embedding look-ups not (Kaplan et al. 2020, table 1); queries on keys and probabilities on
+    values cost 2 * 2 T (H D) a layer forward and twice that backward (PaLM, Chowdhery et al. 2022, appendix B).
+    `causal` counts the half below the diagonal, which a causal kernel computes: 6 L T (H D). `full` is PaLM's number.
+    """
+    matmul = arch.num_layers * block_matmul_parameters(arch) + arch.vocab_size * arch.hidden_size
+    per_layer = (6 if attention == "causal" else 12) * context_length * arch.num_heads * arch.head_dim
+    return 6 * matmul + arch.num_layers * per_layer

@@ -1,0 +1,86 @@
+"""GPT: a decoder-only transformer in two families, as a plain nn.Module.
+
+gpt2: learned positions, LayerNorm, GELU (tanh), biases (Radford et al. 2019).
+llama: rotary positions, RMSNorm, SwiGLU, grouped-query attention, no biases (Touvron et al. 2023); QK-norm as Qwen3.
+Nothing here knows of DeepSpeed, initial values, activation checkpointing or devices: these are applied from outside.
+
+B batch, T tokens, C hidden width, V vocabulary.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from scaletrain.config.architecture import Architecture
+from scaletrain.model.attention import Attention
+from scaletrain.model.layers import (
+    Embedding,
+    GeluFeedForward,
+    LayerNorm,
+    RMSNorm,
+    RotaryTable,
+    Rotation,
+    SwiGLUFeedForward,
+)
+from scaletrain.model.loss import OutputHead
+
+
+class Block(nn.Module):
+    """x + attention(norm(x)), then x + feed_forward(norm(x)); x_BTC -> x_BTC."""
+
+    def __init__(self, arch: Architecture) -> None:
+        super().__init__()
+        self.attention_norm = make_norm(arch)
+        self.attention = Attention(arch)
+        self.feed_forward_norm = make_norm(arch)
+        self.feed_forward = GeluFeedForward(arch) if arch.family == "gpt2" else SwiGLUFeedForward(arch)
+
+    def forward(self, x_BTC: Tensor, rotation: Rotation | None = None) -> Tensor:
+        x_BTC = x_BTC + self.attention(self.attention_norm(x_BTC), rotation)
+        x_BTC = x_BTC + self.feed_forward(self.feed_forward_norm(x_BTC))
+        return x_BTC
+
+
+RunBlock = Callable[[int, nn.Module, Tensor, Rotation | None], Tensor]
+
+
+def run_block(index: int, block: nn.Module, x_BTC: Tensor, rotation: Rotation | None) -> Tensor:
+    y_BTC: Tensor = block(x_BTC, rotation)
+    return y_BTC
+
+
+class GPT(nn.Module):
+    """A GPT of the given architecture. Its memory is uninitialised: `init_parameters` or `load_weights` comes next."""
+
+    def __init__(self, arch: Architecture) -> None:
+        super().__init__()
+        self.arch = arch
+        self.embedding = Embedding(arch.vocab_size, arch.hidden_size)
+        self.positions = Embedding(arch.max_positions, arch.hidden_size) if arch.family == "gpt2" else None
+        self.blocks = nn.ModuleList(Block(arch) for _ in range(arch.num_layers))
+        self.final_norm = make_norm(arch)
+        tied = self.embedding.weight if arch.tie_embeddings else None
+        self.head = OutputHead(arch.hidden_size, arch.vocab_size, tied)
+        self.rotary = RotaryTable(arch.head_dim, arch.rope_theta) if arch.family == "llama" else None
+        self.run_block: RunBlock = run_block  # how a block is called: checkpointing.py sets another
+
+    def forward(self, input_ids_BT: Tensor, labels_BT: Tensor | None = None) -> Tensor:
+        """Logits (B, T, V). With labels (labels[b, t] is the target at position t, -100: none), the sum of the token
+        losses instead: a float32 scalar, and the logits of the whole batch never exist."""
+        T, longest = input_ids_BT.shape[1], self.arch.max_positions
+        assert longest >= T, f"{T} tokens do not fit max_positions={longest}"
+        x_BTC = self.embedding(input_ids_BT)
+        if self.positions is not None:
+            x_BTC = x_BTC + self.positions(torch.arange(T, device=input_ids_BT.device))
+        rotation = None if self.rotary is None else self.rotary.rotation(T, input_ids_BT.device)
+        for index, block in enumerate(self.blocks):
+            x_BTC = self.run_block(index, block, x_BTC, rotation)
+        out: Tensor = self.head(self.final_norm(x_BTC), labels_BT)
+        return out
+
+
+def make_norm(arch: Architecture) -> nn.Module:
+    if arch.family == "gpt2":
+        return LayerNorm(arch.hidden_size, eps=arch.norm_eps)
+    return RMSNorm(arch.hidden_size, arch.norm_eps)

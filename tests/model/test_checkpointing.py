@@ -1,0 +1,75 @@
+"""Activation checkpointing: the same numbers in every mode, and less kept in memory."""
+
+from collections import Counter
+from typing import Any
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from scaletrain.errors import ConfigError
+from scaletrain.model.checkpointing import apply_activation_checkpointing
+from tests.model.tiny import GPT2, KINDS, LLAMA, gradients, make_batch, make_model
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("mode", ["selective", "full", "every_1", "every_2"])
+@pytest.mark.parametrize("kind", ["gpt2", "llama", "qwen3"])
+def test_loss_and_gradients_are_the_same_in_every_mode(kind: str, mode: str, dtype: torch.dtype) -> None:
+    ids, labels = make_batch(KINDS[kind])
+    found = []
+    for each in ("none", mode):
+        model = make_model(KINDS[kind]).to(dtype)
+        apply_activation_checkpointing(model, each)
+        loss = model(ids, labels)
+        loss.backward()
+        found.append((loss.item(), gradients(model)))
+    assert found[0][0] == found[1][0]
+    for name, gradient in found[0][1].items():
+        assert torch.equal(gradient, found[1][1][name]), name
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_each_mode_computes_again_what_it_says(dtype: torch.dtype) -> None:
+    counts = {mode: _backward_counts(mode, dtype) for mode in ("none", "selective", "every_2", "full")}
+    assert counts["none"]["attention"] == counts["selective"]["attention"] == 0
+    assert counts["every_2"]["attention"] == 1  # of two blocks
+    assert counts["full"]["attention"] == 2
+    assert counts["none"]["products"] == counts["selective"]["products"]
+    assert (
+        counts["every_2"]["products"] == counts["none"]["products"] + 4
+    )  # qkv, output, gate, up; nothing asks for down
+    assert counts["full"]["products"] == counts["none"]["products"] + 8
+    assert counts["none"]["norms"] < counts["selective"]["norms"] == counts["full"]["norms"]
+
+
+class _Counter(TorchDispatchMode):
+    """Counts the operators that run: those whose kept result is handed out are never seen here."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: Counter[str] = Counter()
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.seen[function.name()] += 1
+        return function(*args, **(kwargs or {}))
+
+
+def _backward_counts(mode: str, dtype: torch.dtype) -> dict[str, int]:
+    model = make_model(LLAMA).to(dtype)
+    apply_activation_checkpointing(model, mode)
+    loss = model(*make_batch(LLAMA))
+    with _Counter() as counter:
+        loss.backward()
+    kernels = ("scaletrain::blocked_attention", "aten::_scaled_dot_product_flash_attention_for_cpu")
+    return {
+        "products": counter.seen["aten::mm"] + counter.seen["aten::addmm"],
+        "attention": sum(counter.seen[kernel] for kernel in kernels),
+        "norms": counter.seen["aten::linalg_vector_norm.out"],
+    }
+
+
+@pytest.mark.parametrize("mode", ["every_0", "every_n", "some", ""])
+def test_an_unknown_mode_is_refused(mode: str) -> None:
+    with pytest.raises(ConfigError, match=r"unknown: choose none, selective, full or every_N"):
+        apply_activation_checkpointing(make_model(GPT2), mode)
