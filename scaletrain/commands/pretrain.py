@@ -7,8 +7,14 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from scaletrain.errors import EXIT_STOPPED, EXIT_USER, ScaleTrainError
+
+if TYPE_CHECKING:
+    from scaletrain.assemble import Settled
+    from scaletrain.engine.trainer import Trainer
+    from scaletrain.track.peak import Peak
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
@@ -52,12 +58,15 @@ def _train(args: argparse.Namespace, began: float) -> int:
     log_file = folder / "logs" / f"rank-{settled.world.rank:05d}.log"
     terminal = log.divert(log_file)
     try:
-        trainer = assemble.start_pretraining(settled, terminal, began)
+        peak = assemble.measure_peak(settled)
+        if settled.world.is_first:
+            print("\n".join(header(settled, peak)), file=terminal.out)
+        trainer = assemble.start_pretraining(settled, peak, terminal, began)
         try:
             stopped = trainer.run()
         finally:
             trainer.close()
-        for line in assemble.farewell(trainer, stopped):
+        for line in farewell(trainer, stopped):
             trainer.progress.say(line)
         return EXIT_STOPPED if stopped else 0
     except ScaleTrainError as error:
@@ -80,3 +89,44 @@ def _train(args: argparse.Namespace, began: float) -> int:
     finally:
         if lock is not None:
             lock.close()
+
+
+def header(settled: "Settled", peak: "Peak") -> list[str]:
+    """What is about to be trained, in a few lines for a person."""
+    import torch
+
+    from scaletrain.config.deepspeed import zero_stage
+    from scaletrain.model.count import count_parameters
+
+    recipe, arch, world, batch = settled.recipe, settled.architecture, settled.world, settled.batch
+    total, data = count_parameters(arch).total, settled.dataset
+    tokens = settled.plan.total_steps * batch.global_batch * recipe.data.context_length
+    name = recipe.run.name or Path(recipe.run.dir).name
+    device = torch.cuda.get_device_name(settled.device) if settled.device.type == "cuda" else "CPU"
+    rate = f"{peak.flops / 1e12:.3g} TFLOP/s a rank, {peak.source}" if peak.flops else peak.source
+    epochs = tokens / max(1, data.tokens("train"))
+    return [
+        f"run     {name} in {recipe.run.dir}",
+        f"model   {recipe.model.preset or recipe.model.init_from or arch.family}: {arch.num_layers} layers, "
+        f"{arch.hidden_size} wide, {arch.num_heads} heads, {arch.vocab_size:,} tokens, {total / 1e6:,.1f} M parameters",
+        f"data    {data.path}: {data.tokens('train'):,} tokens to train on, {data.tokens('validation'):,} to validate",
+        f"plan    {settled.plan.total_steps:,} steps x {batch.global_batch} samples x {recipe.data.context_length} "
+        f"tokens = {tokens:,} tokens, {epochs:.2f} epochs",
+        f"ranks   {world.size} x {device} on {world.nodes} node{'s' if world.nodes > 1 else ''}, ZeRO stage "
+        f"{zero_stage(settled.preset)}, {settled.precision}, micro-batch {batch.micro_batch} x {batch.accumulation}",
+        f"mfu     tokens/s x {settled.flops_per_token / 1e6:,.1f} MFLOP a token (6 N + causal attention, recomputation "
+        f"not counted) / {rate}",
+    ]
+
+
+def farewell(trainer: "Trainer", stopped: str | None) -> list[str]:
+    """What a person does next."""
+    from scaletrain.engine.checkpoint import step_folder
+
+    run, where = trainer.recipe.run.dir, step_folder(trainer.checkpoints, trainer.state.step)
+    if stopped:
+        return [f"stopped at step {trainer.state.step:,} ({stopped}); saved in {where}; run the same command to go on"]
+    return [
+        f"done    {trainer.state.step:,} steps, {trainer.state.tokens_seen:,} tokens; saved in {where}",
+        f'next    scaletrain generate {run} --prompt "..."   scaletrain export {run} OUT_DIR',
+    ]

@@ -58,7 +58,7 @@ class TokenRows:
             labels[row, max(found - 1, 0) :] = IGNORED
         return {"input_ids": stream[:, :-1].contiguous(), "labels": labels}
 
-    def _read(self, start: int, out: np.ndarray) -> int:  # type: ignore[type-arg]
+    def _read(self, start: int, out: np.ndarray) -> int:
         """Copies the tokens from position `start` into `out`, over shard ends; how many there were."""
         shard = int(np.searchsorted(self._starts, start, side="right")) - 1
         filled = 0

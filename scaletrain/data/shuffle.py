@@ -4,7 +4,9 @@ import numpy as np
 import numpy.typing as npt
 
 Ids = npt.NDArray[np.int64]
-_ROUNDS = 4  # three give a pseudo-random permutation (Luby and Rackoff 1988); one more for the short, weak round function
+_ROUNDS = (
+    4  # three give a pseudo-random permutation (Luby and Rackoff 1988); one more for the short, weak round function
+)
 
 
 def _mix(values: npt.NDArray[np.uint64], key: np.uint64) -> npt.NDArray[np.uint64]:
@@ -20,7 +22,8 @@ def round_keys(seed: int, epoch: int) -> npt.NDArray[np.uint64]:
     with np.errstate(over="ignore"):
         base = _mix(np.array([seed % 2**64], np.uint64), np.uint64(0x9E3779B97F4A7C15))
         base = _mix(base ^ np.uint64(epoch % 2**64), np.uint64(0xD1B54A32D192ED03))
-        return _mix(base + np.arange(_ROUNDS, dtype=np.uint64), np.uint64(0x8CB92BA72F3D8DD7))
+        numbers: npt.NDArray[np.uint64] = np.arange(_ROUNDS, dtype=np.uint64)
+        return _mix(base + numbers, np.uint64(0x8CB92BA72F3D8DD7))
 
 
 def permute(ids: Ids, n: int, seed: int, epoch: int) -> Ids:

@@ -1,0 +1,1 @@
+"""The bodies of the commands: options and help texts, no logic of their own."""

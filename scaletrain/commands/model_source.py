@@ -1,0 +1,83 @@
+"""A run, a checkpoint or a Hugging Face folder -> a transformers model and its tokenizer."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from scaletrain.errors import CheckpointError
+
+if TYPE_CHECKING:
+    import torch
+
+    from scaletrain.config.architecture import Architecture
+    from scaletrain.data.tokenizer import Tokenizer
+
+DTYPES = ("float32", "bfloat16", "float16")
+
+
+@dataclass(frozen=True)
+class Trained:
+    """Weights that our engine wrote: names as in model/gpt.py, float32, on the CPU."""
+
+    architecture: "Architecture"
+    weights: dict[str, "torch.Tensor"]
+    tokenizer_dir: Path
+    step: int
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A model that can be run, on `device`, in evaluation mode."""
+
+    model: Any
+    tokenizer: "Tokenizer"
+    device: "torch.device"
+    context: int
+
+
+def read_trained(path: Path) -> Trained:
+    """The weights of a run's newest checkpoint, or of a checkpoint folder; CheckpointError when there is none."""
+    from scaletrain.config.architecture import Architecture
+    from scaletrain.engine.weights import find_checkpoint, read_weights
+
+    if not path.is_dir():
+        raise CheckpointError(f"{path} is not a folder: give a run, a checkpoint or a Hugging Face folder")
+    found = find_checkpoint(path)
+    tokenizer = found.folder.parent.parent / "tokenizer"
+    if not tokenizer.is_dir():
+        raise CheckpointError(f"{tokenizer} is missing: keep a checkpoint inside its run folder")
+    return Trained(Architecture(**found.manifest["model"]), read_weights(found), tokenizer, found.state.step)
+
+
+def is_hugging_face(path: Path) -> bool:
+    """Whether `path` is a folder that transformers loads: it has a config.json that names a model type."""
+    try:
+        return "model_type" in json.loads((path / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+
+
+def load_model(path: Path, dtype: str | None) -> Loaded:
+    """Loads `path` for inference, on the GPU if there is one; `dtype` None: bfloat16 on a GPU, float32 on a CPU."""
+    import torch
+    from transformers import AutoModelForCausalLM
+    from transformers.utils import logging as transformers_logging
+
+    from scaletrain.data.tokenizer import load_tokenizer
+    from scaletrain.model.hf import to_hf_model
+
+    transformers_logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    wanted = getattr(torch, dtype or ("bfloat16" if device.type == "cuda" else "float32"))
+    model: Any
+    if is_hugging_face(path):
+        model = AutoModelForCausalLM.from_pretrained(path, dtype=wanted, local_files_only=True)
+        tokenizer = load_tokenizer(path)
+    else:
+        trained = read_trained(path)
+        tokenizer = load_tokenizer(trained.tokenizer_dir)
+        model = to_hf_model(trained.architecture, trained.weights, dtype=wanted, eos_id=tokenizer.eos_id)
+    context = int(model.config.max_position_embeddings)
+    return Loaded(model.to(device).eval(), tokenizer, device, context)

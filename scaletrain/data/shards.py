@@ -1,0 +1,214 @@
+"""The dataset folder: an index and flat .npy shards of tokens and document ends, opened, checked and hashed."""
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import xxhash
+
+from scaletrain.errors import DataError
+
+Split = Literal["train", "validation"]
+SPLITS: tuple[Split, ...] = ("train", "validation")
+INDEX = "index.json"
+FORMAT = "scaletrain-dataset"
+VERSION = 1
+DTYPES: dict[str, np.dtype[Any]] = {"uint16": np.dtype("<u2"), "uint32": np.dtype("<u4")}
+DOCS_DTYPE = np.dtype("<u8")
+_BLOCK = 1 << 22  # bytes hashed at once
+
+Tokens = npt.NDArray[np.uint16] | npt.NDArray[np.uint32]
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One pair of files, named relative to the dataset folder; `bytes` counts the UTF-8 bytes of the text."""
+
+    file: str
+    docs_file: str
+    tokens: int
+    documents: int
+    bytes: int
+    xxh3: str
+    docs_xxh3: str
+
+
+@dataclass(frozen=True)
+class TokenizerInfo:
+    """What identifies the tokenizer that made the tokens; the end-of-text id closes every document."""
+
+    name: str
+    fingerprint: str
+    vocab_size: int
+    eos_id: int
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """An opened dataset folder; the fingerprint covers every shard's hash, the tokenizer and the format."""
+
+    path: Path
+    dtype: str
+    tokenizer: TokenizerInfo
+    train: tuple[Shard, ...]
+    validation: tuple[Shard, ...]
+    fingerprint: str
+
+    def shards(self, split: Split) -> tuple[Shard, ...]:
+        return self.train if split == "train" else self.validation
+
+    def tokens(self, split: Split) -> int:
+        return sum(shard.tokens for shard in self.shards(split))
+
+    def documents(self, split: Split) -> int:
+        return sum(shard.documents for shard in self.shards(split))
+
+    def bytes(self, split: Split) -> int:
+        return sum(shard.bytes for shard in self.shards(split))
+
+
+def shard_files(split: Split, number: int) -> tuple[str, str]:
+    """The names of a shard's token and document files, relative to the dataset folder."""
+    folder = "" if split == "train" else "validation/"
+    return f"{folder}tokens-{number:05d}.npy", f"{folder}docs-{number:05d}.npy"
+
+
+def npy_header(dtype: np.dtype[Any], length: int) -> bytes:
+    """The bytes that np.save would write before a one-dimensional array, so that a shard can be streamed after it."""
+    text = f"{{'descr': '{dtype.str}', 'fortran_order': False, 'shape': ({length},), }}"
+    # Magic (6), version (2), length (2) and the text are padded to 128 with a newline last; 2**64 items still fit.
+    return b"\x93NUMPY\x01\x00" + (118).to_bytes(2, "little") + text.ljust(117).encode("ascii") + b"\n"
+
+
+def dataset_fingerprint(
+    dtype: str, tokenizer: TokenizerInfo, train: tuple[Shard, ...], validation: tuple[Shard, ...]
+) -> str:
+    """Hash of the content alone: no path, no time, no source name."""
+    parts = [FORMAT, VERSION, dtype, tokenizer.fingerprint, tokenizer.vocab_size, tokenizer.eos_id]
+    hashes = [[[shard.xxh3, shard.docs_xxh3] for shard in shards] for shards in (train, validation)]
+    return xxhash.xxh3_128_hexdigest(json.dumps([parts, hashes]).encode())
+
+
+def index_text(dataset: Dataset, sources: list[tuple[str, int]], options: dict[str, Any]) -> str:
+    """The content of index.json: the same text for the same dataset, sources and options."""
+    totals: dict[str, Any] = {
+        split: {"tokens": dataset.tokens(split), "documents": dataset.documents(split), "bytes": dataset.bytes(split)}
+        for split in SPLITS
+    }
+    index: dict[str, Any] = {
+        "format": FORMAT,
+        "version": VERSION,
+        "fingerprint": dataset.fingerprint,
+        "dtype": dataset.dtype,
+        "tokenizer": asdict(dataset.tokenizer),
+        "totals": totals,
+        **{split: [asdict(shard) for shard in dataset.shards(split)] for split in SPLITS},
+        "options": options,
+        "sources": [{"name": name, "bytes": size} for name, size in sources],
+    }
+    return json.dumps(index, indent=1, ensure_ascii=False) + "\n"
+
+
+def open_dataset(path: Path | str) -> Dataset:
+    """Reads the index and checks each file's presence, header and size (no hashing); DataError says what is wrong."""
+    path = Path(path)
+    if not path.is_dir():
+        raise DataError(f"dataset {path} is not a folder: make it with scaletrain prepare --output {path}")
+    dataset = _read_index(path)
+    for split in SPLITS:
+        for shard in dataset.shards(split):
+            _check_file(path / shard.file, DTYPES[dataset.dtype], shard.tokens)
+            _check_file(path / shard.docs_file, DOCS_DTYPE, shard.documents)
+    return dataset
+
+
+def open_tokens(dataset: Dataset, shard: Shard) -> Tokens:
+    """The shard's tokens, memory-mapped and read-only, one dimension."""
+    tokens: Tokens = _map(dataset.path / shard.file, DTYPES[dataset.dtype], shard.tokens)
+    return tokens
+
+
+def open_docs(dataset: Dataset, shard: Shard) -> npt.NDArray[np.uint64]:
+    """The end of each document inside the shard (exclusive, the end-of-text token included), memory-mapped."""
+    ends: npt.NDArray[np.uint64] = _map(dataset.path / shard.docs_file, DOCS_DTYPE, shard.documents)
+    return ends
+
+
+def verify_dataset(dataset: Dataset) -> None:
+    """Hashes every file again; DataError names the first shard that is not what the index says."""
+    for split in SPLITS:
+        for shard in dataset.shards(split):
+            for name, expected in ((shard.file, shard.xxh3), (shard.docs_file, shard.docs_xxh3)):
+                found = hash_file(dataset.path / name)
+                if found != expected:
+                    raise DataError(
+                        f"{dataset.path / name} is damaged: its xxh3 is {found}, the index says {expected}; "
+                        "copy the dataset again or prepare it again"
+                    )
+    found = dataset_fingerprint(dataset.dtype, dataset.tokenizer, dataset.train, dataset.validation)
+    if found != dataset.fingerprint:
+        raise DataError(f"{dataset.path / INDEX} was changed: fingerprint {found}, it says {dataset.fingerprint}")
+
+
+def hash_file(path: Path) -> str:
+    """The file's xxh3 (128 bits, hexadecimal), read in blocks."""
+    digest = xxhash.xxh3_128()
+    with path.open("rb") as file:
+        while block := file.read(_BLOCK):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _read_index(path: Path) -> Dataset:
+    file = path / INDEX
+    if not file.is_file():
+        raise DataError(
+            f"dataset {path} has no {INDEX}: it is incomplete (a prepare that was stopped) or no dataset; "
+            "run the same scaletrain prepare command again"
+        )
+    try:
+        index = json.loads(file.read_text(encoding="utf-8"))
+        found = (index["format"], index["version"])
+        if found != (FORMAT, VERSION):
+            raise DataError(
+                f"{file} is {found[0]} version {found[1]}, this program reads {FORMAT} version {VERSION}: "
+                "prepare the dataset again"
+            )
+        train, validation = (tuple(Shard(**shard) for shard in index[split]) for split in SPLITS)
+        dtype = index["dtype"]
+        if dtype not in DTYPES:
+            raise ValueError(f"dtype {dtype}")
+        return Dataset(path, dtype, TokenizerInfo(**index["tokenizer"]), train, validation, index["fingerprint"])
+    except (ValueError, KeyError, TypeError, OSError) as error:
+        raise DataError(
+            f"{file} cannot be read ({type(error).__name__}: {error}): copy or prepare the dataset again"
+        ) from error
+
+
+def _check_file(path: Path, dtype: np.dtype[Any], length: int) -> None:
+    header = npy_header(dtype, length)
+    expected = len(header) + length * dtype.itemsize
+    try:
+        found = path.stat().st_size
+        with path.open("rb") as file:
+            start = file.read(len(header))
+    except FileNotFoundError:
+        raise DataError(
+            f"{path} is missing: the index lists it with {expected} bytes; copy the dataset again"
+        ) from None
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror}") from error
+    if found != expected:
+        state = "truncated" if found < expected else "too long"
+        raise DataError(f"{path} is {state}: {found} bytes, the index says {expected}; copy the dataset again")
+    if start != header:
+        raise DataError(f"{path} is no array of {length} {dtype.name}, as the index says: copy the dataset again")
+
+
+def _map(path: Path, dtype: np.dtype[Any], length: int) -> npt.NDArray[Any]:
+    if length == 0:  # an empty file region cannot be mapped
+        return np.empty(0, dtype=dtype)
+    return np.memmap(path, dtype=dtype, mode="r", offset=len(npy_header(dtype, length)), shape=(length,))
