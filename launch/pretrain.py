@@ -1,4 +1,4 @@
-"""One rank of a pretraining run: deepspeed launch/pretrain.py RECIPE [section.key=value ...] (or torchrun, or python)."""
+"""One rank of a pretraining run: deepspeed | torchrun | python launch/pretrain.py RECIPE [section.key=value ...]."""
 
 import sys
 

@@ -11,7 +11,15 @@ import torch
 
 from scaletrain.cluster.env import read_world
 from scaletrain.config.architecture import Architecture, architecture_problems, resolve_architecture
-from scaletrain.config.deepspeed import BatchPlan, batch_plan, check_keys, engine_config, load_deepspeed, settle, zero_stage
+from scaletrain.config.deepspeed import (
+    BatchPlan,
+    batch_plan,
+    check_keys,
+    engine_config,
+    load_deepspeed,
+    settle,
+    zero_stage,
+)
 from scaletrain.config.load import dump_recipe, load_recipe
 from scaletrain.config.schema import Precision, Recipe
 from scaletrain.data.loader import Loader
@@ -25,7 +33,7 @@ from scaletrain.engine.engine import Engine
 from scaletrain.engine.state import RunState
 from scaletrain.engine.trainer import Plan, Trainer
 from scaletrain.errors import ConfigError, DataError
-from scaletrain.model.count import count_parameters, flops_per_token
+from scaletrain.model.count import flops_per_token
 from scaletrain.model.hf import architecture_from_hf
 from scaletrain.runtime import dist
 from scaletrain.runtime.dist import World
@@ -59,6 +67,10 @@ class Settled:
         recipe, context = self.recipe, self.recipe.data.context_length
         steps = recipe.train.max_steps or -(-(recipe.train.max_tokens or 0) // (self.batch.global_batch * context))
         return Plan(steps, self.batch.global_batch, self.batch.micro_batch, context)
+
+    @property
+    def flops_per_token(self) -> float:
+        return flops_per_token(self.architecture, self.recipe.data.context_length)
 
     @property
     def identity(self) -> Identity:
@@ -147,10 +159,11 @@ def set_threads(world: World) -> None:
         torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // world.local_size))
 
 
-def start_pretraining(settled: Settled, terminal: Terminal, began: float) -> Trainer:
-    """Builds every part, resumes from the newest good checkpoint of the run folder, and says what will be trained.
+def start_pretraining(settled: Settled, peak: Peak, terminal: Terminal, began: float) -> Trainer:
+    """Builds every part and resumes from the newest good checkpoint of the run folder.
 
-    All ranks call it, inside a held run folder (see run_folder.hold) and a joined group.
+    All ranks call it, inside a held run folder (see run_folder.hold) and a joined group. `began`: time.time() of the
+    program's start.
     """
     recipe, world, device = settled.recipe, settled.world, settled.device
     folder, first = Path(recipe.run.dir), world.is_first
@@ -179,11 +192,9 @@ def start_pretraining(settled: Settled, terminal: Terminal, began: float) -> Tra
         sinks.append(JsonLines(folder / "metrics.jsonl", state.step))
         if recipe.log.tensorboard:
             sinks.append(TensorBoard(folder / "tensorboard", state.step))
-    peak = peak_of(device, DTYPES[settled.precision])
-    flops = flops_per_token(settled.architecture, recipe.data.context_length)
     progress = RunProgress(terminal.out if first else None, settled.plan.total_steps, state.step)
-    for line in header(settled, peak, flops, state):
-        progress.say(line)
+    if found is not None:
+        progress.say(f"resume  from step {state.step:,}, {state.samples_seen:,} samples seen")
     events.write(
         "resume" if found else "start",
         state.step,
@@ -210,7 +221,7 @@ def start_pretraining(settled: Settled, terminal: Terminal, began: float) -> Tra
         device=device,
         meter=Meter(
             settled.batch.global_batch * recipe.data.context_length,
-            flops,
+            settled.flops_per_token,
             peak.flops * world.size if peak.flops else None,
         ),
         sinks=sinks,
@@ -220,6 +231,11 @@ def start_pretraining(settled: Settled, terminal: Terminal, began: float) -> Tra
         state=state,
         saved_step=state.step if found else None,
     )
+
+
+def measure_peak(settled: Settled) -> Peak:
+    """What MFU divides by, for each rank."""
+    return peak_of(settled.device, DTYPES[settled.precision])
 
 
 def _rows(task: PretrainTask, settled: Settled) -> tuple[Rows, Rows | None]:
@@ -235,49 +251,17 @@ def _rows(task: PretrainTask, settled: Settled) -> tuple[Rows, Rows | None]:
 
 def _resume_point(settled: Settled, events: Events) -> Found | None:
     root = Path(settled.recipe.run.dir) / "checkpoints"
-    found = checkpoint.newest_good(root, lambda name, why: events.write("bad_checkpoint", 0, checkpoint=name, reason=why))
+
+    def tell(name: str, why: str) -> None:
+        events.write("bad_checkpoint", 0, checkpoint=name, reason=why)
+
+    found = checkpoint.newest_good(root, tell)
     if found is None:
         return None
     if settled.recipe.checkpoint.resume == "never":
         raise ConfigError(
-            f"run.dir={settled.recipe.run.dir} already holds {found.folder.name} and checkpoint.resume is never: choose "
-            "another run.dir or checkpoint.resume=auto"
+            f"run.dir={settled.recipe.run.dir} already holds {found.folder.name} and checkpoint.resume is never: "
+            "choose another run.dir or checkpoint.resume=auto"
         )
     checkpoint.check_identity(found, settled.identity)
     return found
-
-
-def header(settled: Settled, peak: Peak, flops: float, state: RunState) -> list[str]:
-    """What is about to be trained, in a few lines for a person."""
-    recipe, arch, world, batch = settled.recipe, settled.architecture, settled.world, settled.batch
-    total, data = count_parameters(arch).total, settled.dataset
-    tokens = settled.plan.total_steps * batch.global_batch * recipe.data.context_length
-    name = recipe.run.name or Path(recipe.run.dir).name
-    device = torch.cuda.get_device_name(settled.device) if settled.device.type == "cuda" else "CPU"
-    rate = f"{peak.flops / 1e12:.3g} TFLOP/s a rank, {peak.source}" if peak.flops else peak.source
-    lines = [
-        f"run     {name} in {recipe.run.dir}",
-        f"model   {recipe.model.preset or recipe.model.init_from or arch.family}: {arch.num_layers} layers, "
-        f"{arch.hidden_size} wide, {arch.num_heads} heads, vocabulary {arch.vocab_size:,}, {total / 1e6:,.1f} M parameters",
-        f"data    {data.path}: {data.tokens('train'):,} tokens to train on, {data.tokens('validation'):,} to validate",
-        f"plan    {settled.plan.total_steps:,} steps x {batch.global_batch} samples x {recipe.data.context_length} tokens "
-        f"= {tokens:,} tokens ({tokens / max(1, data.tokens('train')):.2f} epochs)",
-        f"ranks   {world.size} x {device} on {world.nodes} node{'s' if world.nodes > 1 else ''}, ZeRO stage "
-        f"{zero_stage(settled.preset)}, {settled.precision}, micro-batch {batch.micro_batch} x {batch.accumulation}",
-        f"mfu     tokens/s x {flops / 1e6:,.1f} MFLOP a token (6 N + causal attention, no recomputation) / {rate}",
-    ]
-    if state.step:
-        lines.append(f"resume  from step {state.step:,}, {state.samples_seen:,} samples seen")
-    return lines
-
-
-def farewell(trainer: Trainer, stopped: str | None) -> list[str]:
-    """What a person does next."""
-    run = trainer.recipe.run.dir
-    where = f"{checkpoint.step_folder(trainer.checkpoints, trainer.state.step)}"
-    if stopped:
-        return [f"stopped at step {trainer.state.step:,} ({stopped}); saved in {where}; run the same command to go on"]
-    return [
-        f"done    {trainer.state.step:,} steps, {trainer.state.tokens_seen:,} tokens; saved in {where}",
-        f'next    scaletrain generate {run} --prompt "..."   scaletrain export {run} OUT_DIR',
-    ]

@@ -88,12 +88,16 @@ def save(root: Path, engine: Saves, state: RunState, identity: Identity, extra: 
             f"{final}: checkpoint not written ({error.strerror or error}): free space there and run again; "
             + (f"{kept} is whole" if kept else "there is no earlier one")
         ) from error
-    return {"checkpoint": final.name, "bytes": sum(b for b, _ in files.values()), "seconds": time.perf_counter() - began}
+    return {
+        "checkpoint": final.name,
+        "bytes": sum(b for b, _ in files.values()),
+        "seconds": time.perf_counter() - began,
+    }
 
 
 def _write(engine: Saves, unfinished: Path) -> dict[str, tuple[int, str]]:
     try:
-        mine = engine.save(unfinished)
+        return engine.save(unfinished)
     except RuntimeError as error:  # torch.save wraps the OSError of its file in one of these
         cause: BaseException | None = error
         while cause is not None and not isinstance(cause, OSError):
@@ -101,10 +105,6 @@ def _write(engine: Saves, unfinished: Path) -> dict[str, tuple[int, str]]:
         if cause is None:
             raise
         raise OSError(*cause.args) from error
-    if dist.rank() == 0:  # DeepSpeed's recovery scripts, copied beside the shards
-        others = (p for p in unfinished.rglob("*") if p.is_file() and p.suffix == ".py")
-        mine |= {str(p.relative_to(unfinished)): file_record(p) for p in others}
-    return mine
 
 
 def _commit(
@@ -193,7 +193,7 @@ def newest_good(root: Path, tell: Callable[[str, str], None]) -> Found | None:
             found = Found(root / name, read_manifest(root / name))
             mine = damage(found, dist.rank(), dist.size())
         except CheckpointError as error:
-            found, mine = None, str(error)  # type: ignore[assignment]
+            found, mine = None, str(error)
         wrong = next((d for d in dist.gather(mine) if d is not None), None)
         if wrong is None:
             return found
@@ -214,7 +214,9 @@ def check_identity(found: Found, identity: Identity) -> None:
     }
     for part, remedy in rules.items():
         before, now = found.manifest[part], json.loads(json.dumps(identity.to_dict()[part]))
-        changed = [f"{k} was {before.get(k)}, is {now.get(k)}" for k in {**before, **now} if before.get(k) != now.get(k)]
+        changed = [
+            f"{k} was {before.get(k)}, is {now.get(k)}" for k in {**before, **now} if before.get(k) != now.get(k)
+        ]
         if changed:
             raise CheckpointError(f"{found.folder}: {'; '.join(changed)}: {remedy}")
 

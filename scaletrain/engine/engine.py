@@ -21,7 +21,7 @@ from scaletrain.tasks.task import Sums, Task
 
 @dataclass(frozen=True)
 class StepResult:
-    """One optimizer step. `loss_sum` is this rank's, on the device; `weight` counts the loss-bearing items of all ranks.
+    """One optimizer step. `loss_sum` is this rank's, on the device; `weight` counts the loss-bearing items of all.
 
     `grad_norm` is the global norm before clipping, on the device where DeepSpeed leaves it there; not finite on a
     skipped step.
@@ -44,7 +44,7 @@ class Engine:
         self._task, self._device = task, device
         self._zero_stage = int(config["zero_optimization"]["stage"])
         self._accumulation = int(config["gradient_accumulation_steps"])
-        # DeepSpeed applies a non-finite gradient at stage 0 in float32, and tells no norm there: we clip and skip there.
+        # At stage 0 in float32 DeepSpeed applies gradients that are not finite and tells no norm: we clip and skip.
         half = config.get("bf16", {}).get("enabled") or config.get("fp16", {}).get("enabled")
         self._clips = optim.grad_clip if self._zero_stage == 0 and not half else None
         if self._clips is not None:

@@ -36,7 +36,7 @@ class HashedWriter:
         """torch.save to `path`, synced to the disk."""
         with path.open("wb") as raw:
             file = _HashingFile(raw)
-            torch.save(value, file)
+            torch.save(value, file)  # type: ignore[arg-type]  # it only calls write and flush
             raw.flush()
             os.fsync(raw.fileno())
         self._done[path] = (file.bytes, file.hash.hexdigest())

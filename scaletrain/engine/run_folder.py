@@ -52,7 +52,13 @@ def hold(folder: Path) -> IO[str]:
 def describe(folder: Path, recipe_yaml: str, world: World, device: torch.device, deepspeed: dict[str, Any]) -> None:
     """Writes recipe.yaml and environment.json of this launch."""
     write_atomically(folder / "recipe.yaml", recipe_yaml)
-    environment = {
+    text = json.dumps(environment(world, device, deepspeed), indent=1)
+    write_atomically(folder / "environment.json", text + "\n")
+
+
+def environment(world: World, device: torch.device, deepspeed: dict[str, Any]) -> dict[str, Any]:
+    """What a figure or a run depends on besides its recipe: versions, commit, machine, world, command."""
+    return {
         "command": [sys.executable, *sys.argv],
         "versions": {"python": platform.python_version(), **{p: _version(p) for p in _PACKAGES}},
         "git": _git_commit(),
@@ -64,7 +70,6 @@ def describe(folder: Path, recipe_yaml: str, world: World, device: torch.device,
         "world": {"ranks": world.size, "nodes": world.nodes, "ranks_on_node": world.local_size},
         "deepspeed_config": deepspeed,
     }
-    write_atomically(folder / "environment.json", json.dumps(environment, indent=1) + "\n")
 
 
 def keep_tokenizer(folder: Path, tokenizer: Path) -> None:

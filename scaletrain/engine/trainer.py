@@ -78,7 +78,9 @@ class Trainer:
         finally:
             loader.close()
         if stopped is None:
-            self._evaluate_if(due=self.recipe.evaluate.every_steps is None or not self._due(self.recipe.evaluate.every_steps))
+            self._evaluate_if(
+                due=self.recipe.evaluate.every_steps is None or not self._due(self.recipe.evaluate.every_steps)
+            )
         self._save_if(due=self.saved_step != self.state.step)
         self.events.write("stop" if stopped else "end", self.state.step, **({"reason": stopped} if stopped else {}))
         return stopped
@@ -144,7 +146,8 @@ class Trainer:
         self._write({f"eval_{name}": value for name, value in found.items()})
         self.events.write("evaluate", self.state.step, seconds=time.perf_counter() - began, **found)
         self.progress.say(
-            f"step {self.state.step}  validation " + "  ".join(f"{k.replace('_', ' ')} {v:.4f}" for k, v in found.items())
+            f"step {self.state.step}  validation "
+            + "  ".join(f"{k.replace('_', ' ')} {v:.4f}" for k, v in found.items())
         )
 
     def _save_if(self, *, due: bool) -> None:

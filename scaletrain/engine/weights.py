@@ -35,7 +35,7 @@ def read_weights(found: Found) -> dict[str, torch.Tensor]:
         return _replicated(found.folder)
     from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
 
-    with contextlib.redirect_stdout(io.StringIO()):  # it prints each shard
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):  # its bars and lines
         state = get_fp32_state_dict_from_zero_checkpoint(str(found.folder.parent), tag=found.folder.name)
     return {name: tensor.float() for name, tensor in state.items()}
 

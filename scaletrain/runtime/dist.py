@@ -49,9 +49,8 @@ def start(world: World) -> None:
     # ZeRO makes its own groups without a time-out: torch's default is the only one they take.
     dist.distributed_c10d.default_pg_timeout = TIMEOUT
     # One rank needs no port: a store in memory cannot meet another run's port.
-    store = dist.HashStore() if world.size == 1 else None
-    init = None if store is not None else f"tcp://{world.master_address}:{world.master_port}"
-    # DeepSpeed reads these whatever it is told.
+    store = torch._C._distributed_c10d.HashStore() if world.size == 1 else None
+    # torch's env:// knows that torchrun's agent holds the store already; DeepSpeed reads the variables as well.
     os.environ.update(
         RANK=str(world.rank),
         WORLD_SIZE=str(world.size),
@@ -59,6 +58,7 @@ def start(world: World) -> None:
         MASTER_ADDR=world.master_address,
         MASTER_PORT=str(world.master_port or 0),
     )
+    init = "env://" if store is None else None
     dist.init_process_group(
         backend, init_method=init, store=store, rank=world.rank, world_size=world.size, timeout=TIMEOUT
     )

@@ -52,7 +52,7 @@ def peak_of(device: torch.device, dtype: torch.dtype) -> Peak:
     return Peak(found, f"data sheet, {name}, dense bf16")
 
 
-def measure_matrix_rate(device: torch.device, dtype: torch.dtype, rounds: int = 3) -> float:
+def measure_matrix_rate(device: torch.device, dtype: torch.dtype, rounds: int = 8) -> float:
     """FLOP/s of the fastest of `rounds` square matrix products, after one to warm up."""
     a = torch.randn(_SIZE, _SIZE, device=device).to(dtype)
     b = torch.randn(_SIZE, _SIZE, device=device).to(dtype)

@@ -46,7 +46,7 @@ class TensorBoard:
         if self._writer is None:
             from torch.utils.tensorboard.writer import SummaryWriter
 
-            self._writer = SummaryWriter(str(self._folder), purge_step=self._resumed + 1)  # type: ignore[no-untyped-call]
+            self._writer = SummaryWriter(str(self._folder), purge_step=self._resumed + 1)
         for name, value in values.items():
             if isinstance(value, (int, float)) and not isinstance(value, bool):
                 section = "evaluate" if name.startswith("eval_") else "train"

@@ -1,5 +1,6 @@
 """Learning rates and decay groups."""
 
+import itertools
 import math
 
 import pytest
@@ -25,7 +26,7 @@ def test_warmup_is_linear_and_reaches_the_peak(schedule: str) -> None:
 @pytest.mark.parametrize("schedule", ["cosine", "linear", "wsd", "inverse_sqrt"])
 def test_rate_never_rises_after_warmup_and_never_falls_below_the_floor(schedule: str) -> None:
     after = rates(200, schedule=schedule)[10:]
-    assert all(a >= b for a, b in zip(after, after[1:], strict=False))
+    assert all(a >= b for a, b in itertools.pairwise(after))
     assert min(after) >= 0.1 - 1e-12
 
 

@@ -1,0 +1,192 @@
+"""Checkpoints: whole or absent, verified, fallen back from, refused when of something else."""
+
+import json
+import os
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from scaletrain.engine import checkpoint
+from scaletrain.engine.checkpoint import Found, Identity
+from scaletrain.engine.files import HashedWriter, file_record
+from scaletrain.engine.state import RunState
+from scaletrain.engine.weights import find_checkpoint
+from scaletrain.errors import CheckpointError
+
+IDENTITY = Identity(layout={"ranks": 1, "zero_stage": 1}, model={"num_layers": 2}, data={"dataset": "abc"})
+
+
+class Weights:
+    """Something that saves and loads: two real torch files."""
+
+    def __init__(self, value: float, size: int = 1000) -> None:
+        self.value, self.size = value, size
+
+    def save(self, folder: Path) -> dict[str, tuple[int, str]]:
+        writer = HashedWriter()
+        for name in ("model.pt", "optimizer.pt"):
+            writer.save({"w": torch.full((self.size,), self.value)}, folder / name)
+        return writer.written(folder)
+
+    def load(self, folder: Path) -> None: ...
+
+
+def save(root: Path, step: int) -> None:
+    checkpoint.save(root, Weights(float(step)), RunState(step, step * 8, step * 64), IDENTITY, {})
+
+
+def newest(root: Path) -> tuple[Found | None, list[tuple[str, str]]]:
+    passed: list[tuple[str, str]] = []
+    return checkpoint.newest_good(root, lambda name, why: passed.append((name, why))), passed
+
+
+def test_a_hash_is_that_of_the_file_on_the_disk(tmp_path: Path) -> None:
+    written = Weights(1.0).save(tmp_path)
+    assert written == {name: file_record(tmp_path / name) for name in ("model.pt", "optimizer.pt")}
+    assert torch.load(tmp_path / "model.pt")["w"].tolist() == [1.0] * 1000
+
+
+def test_newest_is_found_with_its_counters_and_latest_names_it(tmp_path: Path) -> None:
+    for step in (5, 10):
+        save(tmp_path, step)
+    found, passed = newest(tmp_path)
+    assert found is not None
+    assert found.state == RunState(10, 80, 640)
+    assert passed == []
+    assert (tmp_path / "latest").read_text() == "step-00000010\n"
+
+
+def flip(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(bytes(data))
+
+
+HARMS: dict[str, Callable[[Path], None]] = {
+    "truncated": lambda p: os.truncate(p, p.stat().st_size // 2),
+    "flipped": flip,
+    "deleted": lambda p: p.unlink(),
+    "emptied": lambda p: os.truncate(p, 0),
+    "swapped": lambda p: p.write_bytes((p.parent.parent / "step-00000005" / p.name).read_bytes()),
+}
+
+
+@pytest.mark.parametrize("harm", HARMS)
+@pytest.mark.parametrize("name", ["model.pt", "optimizer.pt", "manifest.json"])
+def test_any_damage_is_seen_and_the_one_before_is_taken(tmp_path: Path, name: str, harm: str) -> None:
+    for step in (5, 10):
+        save(tmp_path, step)
+    if (name, harm) == ("manifest.json", "flipped"):
+        text = (tmp_path / "step-00000010" / name).read_text()
+        (tmp_path / "step-00000010" / name).write_text(text.replace('"xxh3_128": "', '"xxh3_128": "f', 1))
+    else:
+        HARMS[harm](tmp_path / "step-00000010" / name)
+    found, passed = newest(tmp_path)
+    assert found is not None
+    assert found.state.step == 5
+    ((bad, why),) = passed
+    assert bad == "step-00000010"
+    assert why
+
+
+def test_no_good_one_among_several_is_refused_rather_than_started_anew(tmp_path: Path) -> None:
+    save(tmp_path, 5)
+    flip(tmp_path / "step-00000005" / "model.pt")
+    with pytest.raises(CheckpointError, match="none of the 1 checkpoints is whole: restore one"):
+        newest(tmp_path)
+
+
+def test_an_empty_folder_starts_anew(tmp_path: Path) -> None:
+    assert newest(tmp_path) == (None, [])
+
+
+def test_what_a_killed_save_left_is_never_loaded_and_goes(tmp_path: Path) -> None:
+    save(tmp_path, 5)
+    (tmp_path / ".unfinished-step-00000010").mkdir()
+    found, passed = newest(tmp_path)
+    assert found is not None
+    assert (found.state.step, passed) == (5, [])
+    assert checkpoint.clean(tmp_path) == [".unfinished-step-00000010"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["latest", "step-00000005"]
+
+
+def test_only_the_last_ones_are_kept(tmp_path: Path) -> None:
+    for step in (5, 10, 15, 20):
+        save(tmp_path, step)
+        checkpoint.clean(tmp_path, keep_last=2)
+    assert sorted(p.name for p in tmp_path.glob("step-*")) == ["step-00000015", "step-00000020"]
+
+
+@pytest.mark.parametrize("latest", ["", "step-00000099\n", None])
+def test_a_wrong_latest_does_not_mislead_a_resume(tmp_path: Path, latest: str | None) -> None:
+    save(tmp_path, 5)
+    (tmp_path / "latest").unlink()
+    if latest is not None:
+        (tmp_path / "latest").write_text(latest)
+    found, _ = newest(tmp_path)
+    assert found is not None
+    assert found.state.step == 5
+
+
+@pytest.mark.parametrize(
+    ("part", "values", "message"),
+    [
+        ("model", {"num_layers": 3}, "num_layers was 2, is 3: the model changed: resume with the recipe"),
+        ("data", {"dataset": "xyz"}, "dataset was abc, is xyz: the data changed: resume with the dataset"),
+        ("layout", {"ranks": 4, "zero_stage": 1}, "ranks was 1, is 4: resume with the same ranks, ZeRO stage"),
+    ],
+)
+def test_another_model_dataset_or_layout_is_refused_by_name(
+    tmp_path: Path, part: str, values: dict[str, object], message: str
+) -> None:
+    save(tmp_path, 5)
+    found, _ = newest(tmp_path)
+    assert found is not None
+    checkpoint.check_identity(found, IDENTITY)
+    with pytest.raises(CheckpointError, match=message):
+        checkpoint.check_identity(found, Identity(**{**IDENTITY.to_dict(), part: values}))
+
+
+def test_another_format_is_refused(tmp_path: Path) -> None:
+    save(tmp_path, 5)
+    manifest = tmp_path / "step-00000005" / "manifest.json"
+    manifest.write_text(json.dumps({**json.loads(manifest.read_text()), "format": 99}))
+    with pytest.raises(CheckpointError, match="checkpoint format 99, this version reads 1"):
+        checkpoint.read_manifest(manifest.parent)
+
+
+def test_a_run_without_checkpoint_and_a_damaged_one_are_told(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="holds no checkpoint: train first"):
+        find_checkpoint(tmp_path)
+    save(tmp_path / "checkpoints", 5)
+    assert find_checkpoint(tmp_path).state.step == 5
+    flip(tmp_path / "checkpoints" / "step-00000005" / "model.pt")
+    with pytest.raises(CheckpointError, match="model.pt is not as it was written"):
+        find_checkpoint(tmp_path)
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of one megabyte."""
+    mount = tmp_path / "disk"
+    mount.mkdir()
+    done = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(mount)], capture_output=True, check=False
+    )
+    if done.returncode:
+        pytest.skip("needs the right to mount a tmpfs")
+    yield mount
+    subprocess.run(["umount", str(mount)], check=True)
+
+
+def test_a_full_disk_leaves_the_earlier_checkpoint_whole_and_no_part_of_the_new_one(small_disk: Path) -> None:
+    save(small_disk, 5)
+    with pytest.raises(
+        CheckpointError, match=r"not written \(No space left on device\): free space.*step-00000005 is whole"
+    ):
+        checkpoint.save(small_disk, Weights(1.0, size=1_000_000), RunState(10, 80, 640), IDENTITY, {})
+    assert sorted(p.name for p in small_disk.iterdir()) == ["latest", "step-00000005"]
+    assert newest(small_disk)[1] == []

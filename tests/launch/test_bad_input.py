@@ -1,0 +1,143 @@
+"""Bad input: one line with value, rule and remedy, exit code 2, and nothing written or lost."""
+
+import json
+import shutil
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from scaletrain.data.shards import Dataset
+from tests.conftest import Done, pretrain, scaletrain, write_recipe
+
+
+def copy_dataset(dataset: Dataset, folder: Path) -> Path:
+    shutil.copytree(dataset.path, folder / "data")
+    return folder / "data"
+
+
+def deepspeed_file(folder: Path, text: str) -> str:
+    (folder / "ds.json").write_text(text)
+    return f"deepspeed={folder / 'ds.json'}"
+
+
+def truncated(dataset: Dataset, folder: Path) -> str:
+    copy = copy_dataset(dataset, folder)
+    with (copy / "tokens-00001.npy").open("r+b") as file:
+        file.truncate(1000)
+    return f"data.path={copy}"
+
+
+Case = tuple[Callable[[Dataset, Path], str], str]
+BEFORE_THE_RUN: dict[str, Case] = {
+    "misspelt recipe key": (lambda d, t: "train.max_step=5", "train.max_step"),
+    "misspelt DeepSpeed key": (
+        lambda d, t: deepspeed_file(t, '{"zero_optimizaton": {"stage": 2}}'),
+        "zero_optimizaton.*zero_optimization",
+    ),
+    "misspelt nested DeepSpeed key": (
+        lambda d, t: deepspeed_file(t, '{"zero_optimization": {"stge": 2}}'),
+        "zero_optimization.stge.*zero_optimization.stage",
+    ),
+    "missing dataset": (lambda d, t: f"data.path={t / 'nothing'}", "nothing is not a folder: make it with scaletrain"),
+    "truncated shard": (truncated, "tokens-00001.npy is truncated: 1000 bytes, the index says"),
+    "batch larger than the data": (
+        lambda d, t: "train.global_batch_size=100000",
+        "fewer than one batch of train.global_batch_size=100000: prepare more text",
+    ),
+    "context longer than the data": (
+        lambda d, t: "data.context_length=1M",
+        "fewer than the 1,000,001 that one sample of context_length=1000000 takes",
+    ),
+}
+
+
+def check(done: Done, message: str) -> None:
+    assert done.code == 2, done
+    assert done.err.startswith("error: ")
+    assert done.err.count("\n") == 1, done.err
+    import re
+
+    assert re.search(message, done.err), done.err
+
+
+@pytest.mark.parametrize("case", BEFORE_THE_RUN)
+def test_a_fault_is_one_line_before_anything_is_written(case: str, dataset: Dataset, tmp_path: Path) -> None:
+    override, message = BEFORE_THE_RUN[case]
+    recipe = write_recipe(tmp_path, dataset, tmp_path / "run")
+    check(pretrain(recipe, override(dataset, tmp_path)), message)
+    assert not (tmp_path / "run" / "checkpoints").exists() or not any((tmp_path / "run" / "checkpoints").iterdir())
+
+
+@pytest.fixture(scope="module")
+def finished(dataset: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("finished")
+    recipe = write_recipe(folder, dataset, folder / "run")
+    assert pretrain(recipe, "train.max_steps=4").code == 0
+    return folder
+
+
+def other_data(dataset: Dataset, folder: Path, texts: list[Path], *options: str) -> Path:
+    inputs = [argument for text in texts for argument in ("--input", str(text))]
+    done = scaletrain("prepare", *inputs, "--output", folder / "other", *options)
+    assert done.code == 0, done.err
+    return folder / "other"
+
+
+def test_resuming_with_another_dataset_model_or_tokenizer_is_refused_and_changes_nothing(
+    dataset: Dataset, texts: list[Path], finished: Path, tmp_path: Path
+) -> None:
+    recipe, run = finished / "recipe.yaml", finished / "run"
+    before = {p: p.read_bytes() for p in sorted(run.rglob("*")) if p.is_file() and "logs" not in p.parts}
+    data = other_data(dataset, tmp_path, texts[:3], "--tokenizer", str(dataset.path / "tokenizer"))
+    check(pretrain(recipe, f"data.path={data}"), "dataset was .*, is .*: the data changed: resume with the dataset")
+    shutil.rmtree(data)
+    data = other_data(dataset, tmp_path, texts, "--train-tokenizer", "400")
+    check(pretrain(recipe, f"data.path={data}"), "tokenizer was .*the data changed|vocab_size was .*the model changed")
+    check(pretrain(recipe, "model.num_layers=3"), "num_layers was 2, is 3: the model changed")
+    check(pretrain(recipe, "seed=7"), "seed was 1234, is 7: the data changed")
+    check(pretrain(recipe, "checkpoint.resume=never"), "already holds step-00000004 and checkpoint.resume is never")
+    check(pretrain(recipe, ranks=2, launcher="deepspeed"), "ranks was 1, is 2: resume with the same ranks")
+    after = {p: p.read_bytes() for p in sorted(run.rglob("*")) if p.is_file() and "logs" not in p.parts}
+    assert {p.name for p in after} == {p.name for p in before}
+    assert all(after[p] == before[p] for p in before if p.name != ".lock")
+
+
+def test_a_model_too_small_for_the_tokenizer_is_refused(dataset: Dataset, tmp_path: Path) -> None:
+    recipe = write_recipe(tmp_path, dataset, tmp_path / "run")
+    check(pretrain(recipe, "model.vocab_size=100"), "model.vocab_size=100 is smaller than the tokenizer's 512")
+
+
+def mount(folder: Path, *options: str) -> None:
+    folder.mkdir(exist_ok=True)
+    command = ["mount", "-t", "tmpfs", *options, "tmpfs", str(folder)]
+    if subprocess.run(command, capture_output=True, check=False).returncode:
+        pytest.skip("needs the right to mount a tmpfs")
+
+
+def test_a_read_only_run_folder_is_refused(dataset: Dataset, tmp_path: Path) -> None:
+    mount(tmp_path / "disk", "-o", "ro")
+    try:
+        recipe = write_recipe(tmp_path, dataset, tmp_path / "disk" / "run")
+        check(pretrain(recipe), "run.dir=.* cannot be written .Read-only file system.: choose a folder")
+    finally:
+        subprocess.run(["umount", str(tmp_path / "disk")], check=True)
+
+
+def test_a_full_disk_ends_the_run_in_one_line_with_the_last_checkpoint_whole(dataset: Dataset, tmp_path: Path) -> None:
+    mount(tmp_path / "disk", "-o", "size=2m")
+    try:
+        recipe, run = write_recipe(tmp_path, dataset, tmp_path / "disk" / "run"), tmp_path / "disk" / "run"
+        done = pretrain(recipe, "checkpoint.keep_last=100", "checkpoint.every_steps=1", "train.max_steps=1000")
+        check(done, "No space left on device.*free space there and run.*again")
+        good = sorted(p.name for p in (run / "checkpoints").glob("step-*"))
+        assert good
+        assert not list((run / "checkpoints").glob(".unfinished-*"))
+        shutil.rmtree(run / "checkpoints" / good[0])
+        step = json.loads((run / "checkpoints" / good[-1] / "manifest.json").read_text())["state"]["step"]
+        again = pretrain(recipe, "checkpoint.every_steps=null", f"train.max_steps={step + 1}")
+        assert again.code == 0, again.err
+        assert f"from step {step}" in again.out
+    finally:
+        subprocess.run(["umount", str(tmp_path / "disk")], check=True)

@@ -1,0 +1,147 @@
+"""launch/pretrain.py from start to end, as a user runs it."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from scaletrain.data.shards import Dataset
+from scaletrain.track.sinks import read_lines
+from tests.conftest import ROOT, pretrain, write_recipe
+
+
+def metrics(run: Path) -> list[dict]:  # type: ignore[type-arg]
+    return read_lines(run / "metrics.jsonl")
+
+
+def losses(run: Path) -> dict[int, float]:
+    found = [(line["step"], line["loss"]) for line in metrics(run) if "loss" in line]
+    assert len(dict(found)) == len(found), "a step is logged twice"
+    return dict(found)
+
+
+@pytest.fixture(scope="module")
+def whole(dataset: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An uninterrupted run of one rank."""
+    folder = tmp_path_factory.mktemp("whole")
+    done = pretrain(write_recipe(folder, dataset, folder / "run"))
+    assert done.code == 0, done.err
+    assert done.err == ""
+    return folder / "run"
+
+
+def test_a_run_leaves_what_the_contract_says(whole: Path) -> None:
+    names = {"recipe.yaml", "environment.json", "metrics.jsonl", "events.jsonl", "checkpoints", "logs", "tokenizer"}
+    assert names <= {p.name for p in whole.iterdir()}
+    assert sorted(p.name for p in (whole / "checkpoints").glob("step-*")) == ["step-00000008", "step-00000012"]
+    assert (whole / "checkpoints" / "latest").read_text() == "step-00000012\n"
+    trained = [line for line in metrics(whole) if "loss" in line]
+    keys = {"step", "samples", "tokens", "loss", "lr", "grad_norm", "step_seconds", "data_wait_seconds"}
+    assert keys | {"tokens_per_second", "mfu", "peak_memory_bytes", "skipped_steps"} == set(trained[0])
+    assert [line["step"] for line in trained] == list(range(1, 13))
+    assert (trained[-1]["samples"], trained[-1]["tokens"]) == (96, 96 * 32)
+    assert trained[0]["loss"] == pytest.approx(6.2, abs=0.2)  # log(512)
+    assert trained[-1]["loss"] < trained[0]["loss"] - 0.5
+    evaluated = [line for line in metrics(whole) if "eval_loss" in line]
+    assert [line["step"] for line in evaluated] == [6, 12]
+    assert set(evaluated[0]) == {"step", "eval_loss", "eval_perplexity", "eval_bits_per_byte"}
+    events = [line["event"] for line in read_lines(whole / "events.jsonl")]
+    assert events == ["start", "checkpoint", "evaluate", "checkpoint", "evaluate", "checkpoint", "end"]
+    assert json.loads((whole / "environment.json").read_text())["world"]["ranks"] == 1
+
+
+def test_a_finished_run_started_again_does_nothing(whole: Path, dataset: Dataset, tmp_path: Path) -> None:
+    before = losses(whole)
+    done = pretrain(write_recipe(tmp_path, dataset, whole))
+    assert done.code == 0, done.err
+    assert losses(whole) == before
+
+
+@pytest.mark.parametrize("launcher", ["torchrun", "deepspeed"])
+def test_two_ranks_train_as_one_under_each_launcher(
+    launcher: str, whole: Path, dataset: Dataset, tmp_path: Path
+) -> None:
+    done = pretrain(write_recipe(tmp_path, dataset, tmp_path / "run"), ranks=2, launcher=launcher)
+    assert done.code == 0, done.err
+    one, two = losses(whole), losses(tmp_path / "run")
+    assert one.keys() == two.keys()
+    assert max(abs(one[step] - two[step]) for step in one) < 1e-5
+    assert done.out.count("done ") == 1
+
+
+@pytest.mark.parametrize("config", ["zero2.json", "zero3.json"])
+def test_deepspeed_config_on_the_command_line_wins(config: str, whole: Path, dataset: Dataset, tmp_path: Path) -> None:
+    recipe = write_recipe(tmp_path, dataset, tmp_path / "run")
+    done = pretrain(recipe, "--deepspeed", f"--deepspeed_config=ds_configs/{config}", "--local_rank=0")
+    assert done.code == 0, done.err
+    assert f"ZeRO stage {config[4]}" in done.out
+    one, other = losses(whole), losses(tmp_path / "run")
+    assert max(abs(one[step] - other[step]) for step in one) < 1e-5
+
+
+def start(recipe: Path, *overrides: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "launch/pretrain.py", str(recipe), *overrides]
+    return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def wait_for_step(run: Path, step: int) -> None:
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline:
+        if (run / "metrics.jsonl").is_file() and any(line["step"] >= step for line in metrics(run)):
+            return
+        time.sleep(0.02)
+    raise AssertionError(f"step {step} was not reached")
+
+
+@pytest.mark.parametrize("step", [1, 5, 11])
+def test_killed_and_resumed_losses_equal_the_uninterrupted_ones(
+    step: int, whole: Path, dataset: Dataset, tmp_path: Path
+) -> None:
+    recipe, run = write_recipe(tmp_path, dataset, tmp_path / "run"), tmp_path / "run"
+    process = start(recipe)
+    wait_for_step(run, step)
+    process.kill()
+    process.wait()
+    done = pretrain(recipe)
+    assert done.code == 0, done.err
+    assert losses(run) == losses(whole)
+    assert [line for line in metrics(run) if "eval_loss" in line] == [
+        line for line in metrics(whole) if "eval_loss" in line
+    ]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_saves_and_exits_75_and_the_run_goes_on(number: int, dataset: Dataset, tmp_path: Path) -> None:
+    recipe, run = write_recipe(tmp_path, dataset, tmp_path / "run"), tmp_path / "run"
+    process = start(recipe, "train.max_steps=100000", "checkpoint.every_steps=null", "evaluate.every_steps=null")
+    wait_for_step(run, 3)
+    os.kill(process.pid, number)
+    out, err = process.communicate(timeout=60)
+    assert (process.returncode, err) == (75, "")
+    assert signal.Signals(number).name in out
+    assert "run the same command to go on" in out
+    stopped = [line for line in read_lines(run / "events.jsonl") if line["event"] == "stop"]
+    at = stopped[0]["step"]
+    assert (run / "checkpoints" / f"step-{at:08d}" / "manifest.json").is_file()
+    done = pretrain(recipe, f"train.max_steps={at + 2}", "checkpoint.every_steps=null", "evaluate.every_steps=null")
+    assert done.code == 0, done.err
+    assert list(losses(run)) == list(range(1, at + 3))
+
+
+def test_an_hour_limit_saves_and_exits_75(dataset: Dataset, tmp_path: Path) -> None:
+    recipe = write_recipe(tmp_path, dataset, tmp_path / "run")
+    done = pretrain(recipe, "train.max_steps=100000", "train.max_hours=0.0003", "evaluate.max_samples=1")
+    assert done.code == 75, done.err
+    assert "train.max_hours=0.0003 is over" in done.out
+
+
+def test_a_token_limit_is_rounded_up_to_a_step(dataset: Dataset, tmp_path: Path) -> None:
+    recipe = write_recipe(tmp_path, dataset, tmp_path / "run")
+    done = pretrain(recipe, "train.max_steps=null", "train.max_tokens=1K")
+    assert done.code == 0, done.err
+    assert list(losses(tmp_path / "run")) == [1, 2, 3, 4]  # 256 tokens a step
