@@ -1,12 +1,14 @@
 """The script that most people start from: Hugging Face Trainer + GPT2LMHeadModel, timed step by step.
 
-    python benchmarks/peers/hf_trainer.py DATASET --mode default|tuned --steps 12
+    python benchmarks/peers/hf_trainer.py DATASET --mode default|tuned --steps 12 [--save DIR --lr 1e-3 --warmup 50]
 
-`default`: Trainer's and GPT2Config's own settings. `tuned`: bf16 and the fused AdamW on top. Prints one JSON object.
+`default`: Trainer's and GPT2Config's own settings. `tuned`: bf16 and the fused AdamW on top. With --save the model is
+trained for its quality: no dropout, warm-up and cosine, betas as ours, and kept in DIR. Prints one JSON object.
 """
 
 import argparse
 import json
+import shutil
 import tempfile
 import time
 from pathlib import Path
@@ -14,7 +16,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers import GPT2Config, GPT2LMHeadModel, Trainer, TrainerCallback, TrainingArguments
+from transformers import GPT2Config, GPT2LMHeadModel, Trainer, TrainerCallback, TrainingArguments, set_seed
 
 from scaletrain.data.shards import open_dataset, open_tokens
 
@@ -56,6 +58,10 @@ def main() -> None:
     parser.add_argument("--hidden", type=int, default=384)
     parser.add_argument("--context", type=int, default=512)
     parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--save", type=Path)
+    parser.add_argument("--lr", type=float, default=1e-3)
+    parser.add_argument("--warmup", type=int, default=50)
+    parser.add_argument("--seed", type=int, default=42)
     args = parser.parse_args()
     windows, tuned = Windows(args.dataset, args.context), args.mode == "tuned"
     config = GPT2Config(
@@ -66,7 +72,16 @@ def main() -> None:
         n_positions=args.context,
         bos_token_id=0,
         eos_token_id=0,
+        **({"attn_pdrop": 0.0, "embd_pdrop": 0.0, "resid_pdrop": 0.0} if args.save else {}),
     )
+    schedule = {
+        "learning_rate": args.lr,
+        "warmup_steps": args.warmup,
+        "lr_scheduler_type": "cosine",
+        "weight_decay": 0.1,
+        "adam_beta2": 0.95,
+        "seed": args.seed,
+    }
     with tempfile.TemporaryDirectory() as output:
         settings = TrainingArguments(
             output_dir=output,
@@ -78,10 +93,16 @@ def main() -> None:
             disable_tqdm=True,
             use_cpu=not torch.cuda.is_available(),
             bf16=tuned,
-            **({"optim": "adamw_torch_fused"} if tuned else {"optim": "adamw_torch"}),
+            optim="adamw_torch_fused" if tuned else "adamw_torch",
+            **(schedule if args.save else {}),
         )
+        set_seed(args.seed)  # the weights are drawn before Trainer sets it
         times = StepTimes()
-        Trainer(model=GPT2LMHeadModel(config), args=settings, train_dataset=windows, callbacks=[times]).train()
+        model = GPT2LMHeadModel(config)
+        Trainer(model=model, args=settings, train_dataset=windows, callbacks=[times]).train()
+    if args.save:
+        model.save_pretrained(args.save)
+        shutil.copytree(args.dataset / "tokenizer", args.save, dirs_exist_ok=True)
     seconds = [b - a for a, b in zip(times.ends, times.ends[1:], strict=False)]
     print(json.dumps({"step_seconds": seconds}))
 

@@ -8,8 +8,8 @@ from typing import Annotated
 import typer
 
 from scaletrain.commands.prepare_progress import PrepareProgress
-from scaletrain.data.prepare import SHARD_TOKENS, PrepareOptions, prepare_dataset
-from scaletrain.data.units import Reading
+from scaletrain.data.prepare.run import SHARD_TOKENS, PrepareOptions, prepare_dataset
+from scaletrain.data.prepare.units import Reading
 
 _ESCAPES = {"n": "\n", "t": "\t", "r": "\r", "f": "\f", "0": "\0", "\\": "\\"}
 

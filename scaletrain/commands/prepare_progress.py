@@ -5,9 +5,9 @@ import time
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
-from scaletrain.data.prepare import Report
+from scaletrain.data.prepare.run import Report
+from scaletrain.data.prepare.units import Findings
 from scaletrain.data.shards import SPLITS, Dataset
-from scaletrain.data.units import Findings
 
 _LINE_SECONDS = 10.0
 _SPLITS = {

@@ -10,6 +10,7 @@ import numpy.typing as npt
 import xxhash
 
 from scaletrain.errors import DataError
+from scaletrain.runtime.files import hash_file
 
 Split = Literal["train", "validation"]
 SPLITS: tuple[Split, ...] = ("train", "validation")
@@ -18,7 +19,6 @@ FORMAT = "scaletrain-dataset"
 VERSION = 1
 DTYPES: dict[str, np.dtype[Any]] = {"uint16": np.dtype("<u2"), "uint32": np.dtype("<u4")}
 DOCS_DTYPE = np.dtype("<u8")
-_BLOCK = 1 << 22  # bytes hashed at once
 
 Tokens = npt.NDArray[np.uint16] | npt.NDArray[np.uint32]
 
@@ -151,15 +151,6 @@ def verify_dataset(dataset: Dataset) -> None:
     found = dataset_fingerprint(dataset.dtype, dataset.tokenizer, dataset.train, dataset.validation)
     if found != dataset.fingerprint:
         raise DataError(f"{dataset.path / INDEX} was changed: fingerprint {found}, it says {dataset.fingerprint}")
-
-
-def hash_file(path: Path) -> str:
-    """The file's xxh3 (128 bits, hexadecimal), read in blocks."""
-    digest = xxhash.xxh3_128()
-    with path.open("rb") as file:
-        while block := file.read(_BLOCK):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def _read_index(path: Path) -> Dataset:

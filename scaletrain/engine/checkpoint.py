@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from scaletrain.engine.files import file_record, sync_folder, write_atomically
 from scaletrain.engine.state import RunState
 from scaletrain.errors import CheckpointError
 from scaletrain.runtime import dist
+from scaletrain.runtime.files import hash_file, sync_folder, write_json, write_whole
 
 FORMAT = 1
 MANIFEST = "manifest.json"
@@ -122,12 +122,12 @@ def _commit(
         **extra,
         "files": {name: {"bytes": b, "xxh3_128": h} for name, (b, h) in sorted(files.items())},
     }
-    write_atomically(unfinished / MANIFEST, json.dumps(manifest, indent=1))
+    write_json(unfinished / MANIFEST, manifest)
     if final.exists():  # of an earlier attempt that was found damaged, or the same step again
         shutil.rmtree(final)
     unfinished.rename(final)
     sync_folder(final.parent)
-    write_atomically(final.parent / "latest", final.name + "\n")
+    write_whole(final.parent / "latest", final.name + "\n")
 
 
 def latest_name(root: Path) -> str | None:
@@ -176,7 +176,7 @@ def damage(found: Found, part: int = 0, parts: int = 1) -> str | None:
         if size != record["bytes"]:
             return f"{name} has {'no file' if size is None else f'{size:,} bytes'}, written were {record['bytes']:,}"
     for name in sorted(records)[part::parts]:
-        if file_record(found.folder / name)[1] != records[name]["xxh3_128"]:
+        if hash_file(found.folder / name) != records[name]["xxh3_128"]:
             return f"{name} is not as it was written (its hash differs)"
     return None
 

@@ -1,4 +1,4 @@
-"""Checkpoint files: hashed while they are written, on the disk before they count, checked before they are read."""
+"""Checkpoint files: hashed while they are written, and on the disk before they count."""
 
 import os
 from pathlib import Path
@@ -6,8 +6,6 @@ from typing import IO, Any
 
 import torch
 import xxhash
-
-_CHUNK = 8 << 20
 
 
 class _HashingFile:
@@ -47,33 +45,3 @@ class HashedWriter:
     def written(self, folder: Path) -> dict[str, tuple[int, str]]:
         """Name inside `folder` -> (bytes, xxh3-128) of the files written since `forget`."""
         return {str(path.relative_to(folder)): record for path, record in self._done.items()}
-
-
-def file_record(path: Path) -> tuple[int, str]:
-    """Size and xxh3-128 of a file on the disk."""
-    digest, size = xxhash.xxh3_128(), 0
-    with path.open("rb") as file:
-        while chunk := file.read(_CHUNK):
-            digest.update(chunk)
-            size += len(chunk)
-    return size, digest.hexdigest()
-
-
-def sync_folder(path: Path) -> None:
-    """Makes renames and new names inside `path` survive a power cut."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Replaces the file `path` by `text`: a reader or a crash sees the old one or the new one, never a part."""
-    beside = path.with_name(f".{path.name}.tmp")
-    with beside.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    beside.replace(path)
-    sync_folder(path.parent)

@@ -1,7 +1,6 @@
 """A run's folder: held by one live run at a time, with what is needed to understand it later."""
 
 import fcntl
-import json
 import os
 import platform
 import shutil
@@ -14,9 +13,9 @@ from typing import IO, Any
 
 import torch
 
-from scaletrain.engine.files import write_atomically
 from scaletrain.errors import ConfigError
 from scaletrain.runtime.dist import World
+from scaletrain.runtime.files import write_json, write_whole
 
 _PACKAGES = ("scaletrain", "torch", "deepspeed", "transformers", "tokenizers", "datasets", "numpy")
 
@@ -51,9 +50,8 @@ def hold(folder: Path) -> IO[str]:
 
 def describe(folder: Path, recipe_yaml: str, world: World, device: torch.device, deepspeed: dict[str, Any]) -> None:
     """Writes recipe.yaml and environment.json of this launch."""
-    write_atomically(folder / "recipe.yaml", recipe_yaml)
-    text = json.dumps(environment(world, device, deepspeed), indent=1)
-    write_atomically(folder / "environment.json", text + "\n")
+    write_whole(folder / "recipe.yaml", recipe_yaml)
+    write_json(folder / "environment.json", environment(world, device, deepspeed))
 
 
 def environment(world: World, device: torch.device, deepspeed: dict[str, Any]) -> dict[str, Any]:

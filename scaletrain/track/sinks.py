@@ -2,12 +2,13 @@
 
 import json
 import math
-import os
 import socket
 import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
+
+from scaletrain.runtime.files import write_whole
 
 Value = float | int | str | bool | None
 
@@ -84,12 +85,7 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
 
 def _keep_until(path: Path, step: int) -> None:
     kept = [line for line in read_lines(path) if line["step"] <= step]
-    beside = path.with_name(f".{path.name}.tmp")
-    with beside.open("w", encoding="utf-8") as file:
-        file.writelines(json.dumps(line) + "\n" for line in kept)
-        file.flush()
-        os.fsync(file.fileno())
-    beside.replace(path)
+    write_whole(path, "".join(json.dumps(line) + "\n" for line in kept))
 
 
 def _plain(value: Value) -> Value:

@@ -16,20 +16,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from scaletrain.data.join import ShardPlan, plan_shards
-from scaletrain.data.partial import hold
-from scaletrain.data.prepare import PrepareOptions, Report, prepare_dataset
-from scaletrain.data.segments import Lengths
+from scaletrain.data.prepare.join import ShardPlan, plan_shards
+from scaletrain.data.prepare.partial import hold
+from scaletrain.data.prepare.run import PrepareOptions, Report, prepare_dataset
+from scaletrain.data.prepare.segments import Lengths
+from scaletrain.data.prepare.units import Reading
 from scaletrain.data.shards import Dataset, open_dataset, open_docs, open_tokens, verify_dataset
 from scaletrain.data.tokenizer import load_tokenizer
-from scaletrain.data.units import Reading
 from scaletrain.errors import DataError
 
 # A program of its own, so that it can be killed or limited: `OUTPUT INPUT WORKERS [BYTES A FILE MAY HAVE]`.
 PROGRAM = """
 import resource, sys
 from pathlib import Path
-from scaletrain.data.prepare import PrepareOptions, prepare_dataset
+from scaletrain.data.prepare.run import PrepareOptions, prepare_dataset
 from scaletrain.errors import ScaleTrainError
 from tests.data.test_prepare import Recorder
 
@@ -324,7 +324,7 @@ def test_second_prepare_on_one_output_is_refused(tokenizer: str, tmp_path: Path)
 def test_killed_worker_is_told_with_the_remedy(source: Path, tokenizer: str, tmp_path: Path) -> None:
     def kill_workers() -> None:
         for child in Path(f"/proc/{os.getpid()}/task/{os.getpid()}/children").read_text().split():
-            if b"scaletrain.data.worker" in Path(f"/proc/{child}/cmdline").read_bytes():
+            if b"scaletrain.data.prepare.worker" in Path(f"/proc/{child}/cmdline").read_bytes():
                 os.kill(int(child), signal.SIGKILL)
 
     options = options_for(tmp_path, tokenizer, source)

@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 import zstandard
 
-from scaletrain.data.inputs import find_sources, kind_of
-from scaletrain.data.readers import cut_units, read_documents
-from scaletrain.data.splitting import PART, SplitRule, encode_parts, split_document
-from scaletrain.data.units import Document, Findings, Reading
+from scaletrain.data.prepare.inputs import find_sources, kind_of
+from scaletrain.data.prepare.readers import cut_units, read_documents
+from scaletrain.data.prepare.splitting import PART, SplitRule, encode_parts, split_document
+from scaletrain.data.prepare.units import Document, Findings, Reading
 from scaletrain.errors import DataError
 
 POEM = "Zwölf Boxkämpfer\njagen Viktor\n\nquer über\nden Sylter Deich 🙂\n\n\n\nlast"
@@ -257,5 +257,5 @@ def test_hash_split_depends_on_text_and_seed_alone() -> None:
 
 def test_reading_text_imports_no_heavy_library() -> None:
     heavy = ("torch", "pyarrow", "datasets", "transformers", "sentencepiece")
-    code = f"import sys, scaletrain.data.worker; print([name for name in {heavy} if name in sys.modules])"
+    code = f"import sys, scaletrain.data.prepare.worker; print([name for name in {heavy} if name in sys.modules])"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"

@@ -11,9 +11,9 @@ import tokenizers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from scaletrain.data.prepare.train_tokenizer import train_byte_bpe, train_sentencepiece
 from scaletrain.data.sentencepiece_model import check_equal
 from scaletrain.data.tokenizer import Tokenizer, load_tokenizer
-from scaletrain.data.train_tokenizer import train_byte_bpe, train_sentencepiece
 from scaletrain.errors import DataError
 
 HARD = "  two spaces\n\n\tTab é 天地玄黃 🙂\r\n</s> <s> <unk> <0x0A> <|endoftext|>   end  "

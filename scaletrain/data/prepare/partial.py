@@ -11,9 +11,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from scaletrain.data.files import TEMPORARY, sync_folder, write_json
 from scaletrain.data.shards import INDEX, Dataset, open_dataset
 from scaletrain.errors import DataError
+from scaletrain.runtime.files import TEMPORARY, sync_folder, write_json
 
 PLAN = "prepare.json"
 SEGMENTS = "segments"

@@ -13,12 +13,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TextIO
 
-from scaletrain.data.files import writing
-from scaletrain.data.readers import read_documents
-from scaletrain.data.segments import SegmentRecord, SegmentWriter
-from scaletrain.data.splitting import SplitRule, split_document
+from scaletrain.data.prepare.disk import writing
+from scaletrain.data.prepare.readers import read_documents
+from scaletrain.data.prepare.segments import SegmentRecord, SegmentWriter
+from scaletrain.data.prepare.splitting import SplitRule, split_document
+from scaletrain.data.prepare.units import Findings, Reading, Unit
 from scaletrain.data.tokenizer import Tokenizer, load_tokenizer
-from scaletrain.data.units import Findings, Reading, Unit
 from scaletrain.errors import DataError
 
 

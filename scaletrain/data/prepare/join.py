@@ -9,7 +9,7 @@ from typing import Any, BinaryIO
 import numpy as np
 import xxhash
 
-from scaletrain.data.segments import Lengths, read_lengths, tokens_file
+from scaletrain.data.prepare.segments import Lengths, read_lengths, tokens_file
 from scaletrain.data.shards import DOCS_DTYPE, Shard, Split, npy_header, shard_files
 
 _BLOCK = 1 << 22  # bytes copied at once

@@ -8,9 +8,9 @@ from typing import NamedTuple
 
 import zstandard
 
-from scaletrain.data.table_readers import cut_datasets, cut_parquet, read_datasets, read_parquet
-from scaletrain.data.text_readers import cut_lines, cut_text, cut_whole, read_csv, read_jsonl, read_text
-from scaletrain.data.units import Document, Findings, Reading, Source, Unit
+from scaletrain.data.prepare.table_readers import cut_datasets, cut_parquet, read_datasets, read_parquet
+from scaletrain.data.prepare.text_readers import cut_lines, cut_text, cut_whole, read_csv, read_jsonl, read_text
+from scaletrain.data.prepare.units import Document, Findings, Reading, Source, Unit
 from scaletrain.errors import DataError
 
 # Units balance the load and bound what a kill loses; too many cost more in files than they bring.

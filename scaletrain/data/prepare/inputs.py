@@ -4,10 +4,10 @@ import glob
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from scaletrain.data.readers import READERS
-from scaletrain.data.table_readers import HUB, load_rows
-from scaletrain.data.text_readers import COMPRESSED
-from scaletrain.data.units import Reading, Source
+from scaletrain.data.prepare.readers import READERS
+from scaletrain.data.prepare.table_readers import HUB, load_rows
+from scaletrain.data.prepare.text_readers import COMPRESSED
+from scaletrain.data.prepare.units import Reading, Source
 from scaletrain.errors import DataError
 
 # Kinds by suffix. A folder gives the files with one of these; other files must be asked for, by name or --glob.

@@ -1,12 +1,9 @@
-"""Files that appear whole or not at all, and a full disk told in one line."""
+"""A full or read-only disk, told in one line."""
 
 import errno
-import json
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from scaletrain.errors import DataError
 
@@ -22,7 +19,6 @@ _REFUSED = {
     errno.ENOTDIR: "a part of the path is no folder",
     errno.EEXIST: "a part of the path is no folder",
 }
-TEMPORARY = ".tmp"
 
 
 @contextmanager
@@ -42,27 +38,3 @@ def writing(path: Path) -> Iterator[None]:
                 f"cannot write {error.filename or path}: {_REFUSED[code]}; choose another output"
             ) from error
         raise
-
-
-def write_whole(path: Path, data: bytes) -> None:
-    """Writes a file that is complete whenever it is seen under its name, power loss included."""
-    temporary = path.with_name(f"{path.name}.{os.getpid()}{TEMPORARY}")
-    with temporary.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
-
-
-def write_json(path: Path, value: Any) -> None:
-    """`write_whole` for a JSON value."""
-    write_whole(path, (json.dumps(value, indent=1, ensure_ascii=False) + "\n").encode())
-
-
-def sync_folder(path: Path) -> None:
-    """Makes the folder's names (renames, new files) survive a power loss."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -7,21 +7,22 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
-from scaletrain.data.corpus import decide_split, sample_text
-from scaletrain.data.files import TEMPORARY, write_whole, writing
-from scaletrain.data.inputs import find_sources
-from scaletrain.data.join import join_segments
-from scaletrain.data.partial import SEGMENTS, Plan, claim, discard, find_complete, hold, partial_of, publish
-from scaletrain.data.pool import run_units
-from scaletrain.data.readers import cut_units
-from scaletrain.data.segments import SegmentRecord, read_record, sum_findings
+from scaletrain.data.prepare.corpus import decide_split, sample_text
+from scaletrain.data.prepare.disk import writing
+from scaletrain.data.prepare.inputs import find_sources
+from scaletrain.data.prepare.join import join_segments
+from scaletrain.data.prepare.partial import SEGMENTS, Plan, claim, discard, find_complete, hold, partial_of, publish
+from scaletrain.data.prepare.pool import run_units
+from scaletrain.data.prepare.readers import cut_units
+from scaletrain.data.prepare.segments import SegmentRecord, read_record, sum_findings
+from scaletrain.data.prepare.splitting import SplitRule
+from scaletrain.data.prepare.train_tokenizer import SAMPLE_BYTES, TRAINERS, Kind
+from scaletrain.data.prepare.units import Findings, Reading, Source, Unit
+from scaletrain.data.prepare.worker import Job
 from scaletrain.data.shards import DTYPES, INDEX, SPLITS, Dataset, dataset_fingerprint, index_text
-from scaletrain.data.splitting import SplitRule
 from scaletrain.data.tokenizer import Tokenizer, load_tokenizer
-from scaletrain.data.train_tokenizer import SAMPLE_BYTES, TRAINERS, Kind
-from scaletrain.data.units import Findings, Reading, Source, Unit
-from scaletrain.data.worker import Job
 from scaletrain.errors import DataError
+from scaletrain.runtime.files import TEMPORARY, write_whole
 
 SHARD_TOKENS = 1 << 27
 _TOKENIZER = "tokenizer"

@@ -11,8 +11,8 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from scaletrain.data.units import Unit
-from scaletrain.data.worker import Job
+from scaletrain.data.prepare.units import Unit
+from scaletrain.data.prepare.worker import Job
 from scaletrain.errors import DataError
 
 Worker = subprocess.Popen[bytes]
@@ -83,7 +83,7 @@ def _start(job: Job) -> Worker:
         "OMP_NUM_THREADS": "1",
         "OPENBLAS_NUM_THREADS": "1",  # numpy would start a thread a core, never used here
     }
-    command = [sys.executable, "-m", "scaletrain.data.worker"]
+    command = [sys.executable, "-m", "scaletrain.data.prepare.worker"]
     worker = subprocess.Popen(command, bufsize=0, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment)
     _send(worker, job.as_json())
     return worker

@@ -10,11 +10,11 @@ from typing import BinaryIO
 import numpy as np
 import numpy.typing as npt
 
-from scaletrain.data.files import write_json
+from scaletrain.data.prepare.splitting import Piece
+from scaletrain.data.prepare.units import Findings
 from scaletrain.data.shards import SPLITS, Split, Tokens
-from scaletrain.data.splitting import Piece
 from scaletrain.data.tokenizer import Tokenizer
-from scaletrain.data.units import Findings
+from scaletrain.runtime.files import write_json
 
 _LENGTHS = np.dtype("<u8")  # a document: its tokens, the end-of-text token included, and its UTF-8 bytes
 _BATCH_BYTES = 1 << 20  # text encoded by one call and thread; an encoding takes some 40 times its text's memory

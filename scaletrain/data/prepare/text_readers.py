@@ -10,7 +10,7 @@ from typing import IO, Any, cast
 
 import zstandard
 
-from scaletrain.data.units import (
+from scaletrain.data.prepare.units import (
     MAX_PLACES,
     Document,
     Findings,

@@ -3,9 +3,9 @@
 import random
 from collections.abc import Iterator, Sequence
 
-from scaletrain.data.readers import read_documents
-from scaletrain.data.splitting import SplitRule, documents_for_hash, split_document
-from scaletrain.data.units import Document, Findings, Reading, Unit
+from scaletrain.data.prepare.readers import read_documents
+from scaletrain.data.prepare.splitting import SplitRule, documents_for_hash, split_document
+from scaletrain.data.prepare.units import Document, Findings, Reading, Unit
 from scaletrain.errors import DataError
 
 

@@ -7,8 +7,8 @@ from typing import Literal, NamedTuple
 
 import xxhash
 
+from scaletrain.data.prepare.units import Document
 from scaletrain.data.shards import Split
-from scaletrain.data.units import Document
 
 PART = 1 << 20  # characters encoded at once: what bounds the memory of a document of any length
 _BREAK_WINDOW = 2000  # characters around a cut in which a line end or a space is looked for

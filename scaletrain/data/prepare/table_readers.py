@@ -5,8 +5,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from scaletrain.data.text_readers import missing_field
-from scaletrain.data.units import Document, Findings, Reading, Source, Unit
+from scaletrain.data.prepare.text_readers import missing_field
+from scaletrain.data.prepare.units import Document, Findings, Reading, Source, Unit
 from scaletrain.errors import DataError
 
 HUB = "hf:"

@@ -1,0 +1,1 @@
+"""From raw text to a dataset folder: units are read by many processes and joined in order."""
