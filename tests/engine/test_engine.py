@@ -8,15 +8,11 @@ import torch
 from scaletrain.engine.engine import Engine
 from scaletrain.engine.evaluate import evaluate
 from scaletrain.runtime import dist
-from tests.engine import tiny
+from tests.engine.tiny import TinyRows, TinyTask
+from tests.engine.training import OPTIM, engine_dict, largest_difference, train, train_plainly
 from tests.ranks import run_ranks
 
 STAGES = (0, 1, 2, 3)
-
-
-def largest(a: list[float], b: list[float]) -> float:
-    assert len(a) == len(b)
-    return max(abs(x - y) for x, y in zip(a, b, strict=True))
 
 
 def all_stages(root: str) -> dict[str, list[float]]:
@@ -26,10 +22,10 @@ def all_stages(root: str) -> dict[str, list[float]]:
         for precision in ("fp32", "bf16"):
             folder = Path(root) / f"{precision}-{stage}"
             folder.mkdir(parents=True, exist_ok=True)
-            found[f"{precision}-{stage}"] = tiny.train(stage, precision, save_at=10, root=folder)
-            found[f"{precision}-{stage}-resumed"] = tiny.train(stage, precision, root=folder, resume=True)
+            found[f"{precision}-{stage}"] = train(stage, precision, TinyTask(), save_at=10, root=folder)
+            found[f"{precision}-{stage}-resumed"] = train(stage, precision, TinyTask(), root=folder, resume=True)
         for accumulation in (2, 4):
-            found[f"accumulated-{accumulation}-{stage}"] = tiny.train(stage, "fp32", accumulation=accumulation)
+            found[f"accumulated-{accumulation}-{stage}"] = train(stage, "fp32", TinyTask(), accumulation=accumulation)
     return found
 
 
@@ -42,21 +38,21 @@ def losses(tmp_path_factory: pytest.TempPathFactory) -> dict[int, dict[str, list
 @pytest.mark.parametrize("stage", STAGES)
 @pytest.mark.parametrize("ranks", [1, 2])
 def test_float32_losses_equal_a_plain_torch_loop(losses: dict, ranks: int, stage: int) -> None:  # type: ignore[type-arg]
-    assert largest(losses[ranks][f"fp32-{stage}"], tiny.train_plainly()) < 2e-6
+    assert largest_difference(losses[ranks][f"fp32-{stage}"], train_plainly(TinyTask())) < 2e-6
 
 
 @pytest.mark.parametrize("stage", STAGES)
 @pytest.mark.parametrize("accumulation", [2, 4])
 def test_accumulation_changes_nothing(losses: dict, stage: int, accumulation: int) -> None:  # type: ignore[type-arg]
     for ranks in (1, 2):
-        assert largest(losses[ranks][f"accumulated-{accumulation}-{stage}"], losses[1]["fp32-0"]) < 2e-6
+        assert largest_difference(losses[ranks][f"accumulated-{accumulation}-{stage}"], losses[1]["fp32-0"]) < 2e-6
 
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_bf16_stays_within_its_rounding_at_every_stage(losses: dict, stage: int) -> None:  # type: ignore[type-arg]
     # An Adam counter that is off by one, as DeepSpeed leaves it at stage 0, is 4 times further away.
     for ranks in (1, 2):
-        assert largest(losses[ranks][f"bf16-{stage}"], losses[1]["fp32-0"]) < 3e-3
+        assert largest_difference(losses[ranks][f"bf16-{stage}"], losses[1]["fp32-0"]) < 3e-3
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
@@ -69,15 +65,15 @@ def test_resumed_losses_equal_the_uninterrupted_ones(losses: dict, ranks: int, s
 def skipped_step(stage: int, precision: str) -> tuple[bool, bool, int, list[float]]:
     """A step whose loss is not a number on one rank, then a good one: skipped flags, count, losses around it."""
 
-    class Poisoned(tiny.TinyTask):
+    class Poisoned(TinyTask):
         poison = False
 
         def loss_sums(self, model, batch):  # type: ignore[no-untyped-def]
             sums = super().loss_sums(model, batch)
             return {**sums, "loss": sums["loss"] * float("nan")} if self.poison and dist.rank() == 0 else sums
 
-    task, rows = Poisoned(), tiny.TinyRows()
-    engine = Engine(task, tiny.engine_dict(stage, precision, dist.size()), tiny.OPTIM, torch.device("cpu"))
+    task, rows = Poisoned(), TinyRows()
+    engine = Engine(task, engine_dict(stage, precision, dist.size()), OPTIM, torch.device("cpu"))
     per_rank = 8 // dist.size()
     batch = rows.fetch(torch.arange(per_rank).numpy() + per_rank * dist.rank())
     before = evaluate(engine, task, rows, 4, None)["loss"]
@@ -102,8 +98,8 @@ def test_a_step_that_is_not_finite_on_one_rank_is_skipped_by_all_and_counted() -
 
 
 def evaluations(batch_size: int, max_samples: int | None) -> float:
-    engine = Engine(tiny.TinyTask(), tiny.engine_dict(3, "fp32", dist.size()), tiny.OPTIM, torch.device("cpu"))
-    return evaluate(engine, tiny.TinyTask(), tiny.TinyRows(21), batch_size, max_samples)["loss"]
+    engine = Engine(TinyTask(), engine_dict(3, "fp32", dist.size()), OPTIM, torch.device("cpu"))
+    return evaluate(engine, TinyTask(), TinyRows(21), batch_size, max_samples)["loss"]
 
 
 def test_evaluation_counts_each_sample_once_whatever_the_ranks_and_the_batch() -> None:
@@ -117,8 +113,8 @@ def test_settings_of_the_recipe_survive_a_resume(tmp_path: Path) -> None:
 
 
 def changed_decay(root: str) -> float:
-    tiny.train(1, "fp32", steps=2, save_at=2, root=Path(root))
-    optim = tiny.OPTIM.model_copy(update={"weight_decay": 0.05})
-    engine = Engine(tiny.TinyTask(), tiny.engine_dict(1, "fp32", 1), optim, torch.device("cpu"))
+    train(1, "fp32", TinyTask(), steps=2, save_at=2, root=Path(root))
+    optim = OPTIM.model_copy(update={"weight_decay": 0.05})
+    engine = Engine(TinyTask(), engine_dict(1, "fp32", 1), optim, torch.device("cpu"))
     engine.load(Path(root) / "step-00000002")
     return float(engine._engine.optimizer.param_groups[0]["weight_decay"])
