@@ -1,5 +1,7 @@
 """What many tests stand on: a small dataset of real text, prepared once, and programs run as a user runs them."""
 
+import contextlib
+import io
 import os
 import subprocess
 import sys
@@ -38,8 +40,19 @@ def run_program(*arguments: str | Path, seconds: float = 90, **env: str) -> Done
 
 
 def scaletrain(*arguments: str | Path) -> Done:
-    """Runs the `scaletrain` command."""
-    return run_program("-c", "from scaletrain.cli import main; main()", *arguments)
+    """Runs the `scaletrain` command inside this process: importing torch for each call would take most of the time."""
+    from scaletrain.cli import main
+
+    out, err, before, code = io.StringIO(), io.StringIO(), sys.argv, 0
+    sys.argv = ["scaletrain", *map(str, arguments)]
+    try:
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            main()
+    except SystemExit as ended:
+        code = int(ended.code or 0)
+    finally:
+        sys.argv = before
+    return Done(code, out.getvalue(), err.getvalue())
 
 
 RECIPE = """\

@@ -23,12 +23,13 @@ PROMPT = "def read_lines(path, encoding="
 def demo(
     folder: Annotated[Path, typer.Option("--dir", help="Folder for everything that the demo writes")] = Path("demo"),
     steps: Annotated[int, typer.Option(min=20, help="Optimizer steps")] = 600,
-    ranks: Annotated[int, typer.Option(min=1, help="Processes, or GPUs where there are some")] = 2,
+    ranks: Annotated[int | None, typer.Option(min=1, help="Processes, one a GPU where there are some")] = None,
 ) -> None:
     """Prepare, train with DeepSpeed on two ranks, be killed half-way, resume, evaluate, export, speak: six minutes."""
     if not RECIPE.is_file():
         raise ConfigError(f"{RECIPE} is not here: run the demo in a clone of the repository")
     began = time.monotonic()
+    ranks = ranks or min(2, gpus() or 2)
     tell = Console(highlight=False, soft_wrap=True)
     if folder.exists():
         shutil.rmtree(folder)
@@ -65,6 +66,13 @@ def python_sources() -> list[str]:
     return [str(root / "*.py"), *folders]
 
 
+def gpus() -> int:
+    """How many GPUs torch sees."""
+    import torch
+
+    return torch.cuda.device_count()
+
+
 def _training_command(ranks: int, overrides: list[str]) -> list[str]:
     launcher = Path(sys.executable).parent / "deepspeed"
     return [str(launcher), "--quiet", "--num_gpus", str(ranks), "launch/pretrain.py", str(RECIPE), *overrides]
@@ -73,9 +81,7 @@ def _training_command(ranks: int, overrides: list[str]) -> list[str]:
 def _environment() -> dict[str, str]:
     """The user's, less what makes each start slow: without bytecode files torch is compiled anew for ten seconds."""
     env = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
-    import torch
-
-    return env if torch.cuda.is_available() else {**env, "DS_ACCELERATOR": "cpu"}
+    return env if gpus() else {**env, "DS_ACCELERATOR": "cpu"}
 
 
 def _run(command: list[str]) -> None:

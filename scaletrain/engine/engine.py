@@ -3,7 +3,7 @@
 import os
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from torch import nn
 from scaletrain.config.schema import Optim
 from scaletrain.data.rows import Batch
 from scaletrain.engine.files import HashedWriter
+from scaletrain.model.init import whole_parameter
 from scaletrain.optim.groups import parameter_groups
 from scaletrain.runtime import dist
 from scaletrain.tasks.task import Sums, Task
@@ -136,7 +137,7 @@ def _initialize(task: Task, config: dict[str, Any], optim: Optim, device: torch.
     # are then set one gathered parameter at a time (an initialisation in the constructor would touch empty tensors).
     with deepspeed.zero.Init(config_dict_or_path=config) if stage3 else nullcontext():
         model = task.build_model()
-    task.initialise(model, _gather_partitioned if stage3 else _gather_whole)
+    task.initialise(model, _gather_partitioned if stage3 else whole_parameter)
     groups = parameter_groups(model, optim.weight_decay)
     names = [group.pop("param_names") for group in groups]
     engine, *_ = deepspeed.initialize(model=model, optimizer=_optimizer(groups, config, optim), config=config)
@@ -162,10 +163,6 @@ def _forget_first_step(optimizer: torch.optim.Optimizer) -> None:
             state["step"].zero_()
         elif "step" in state:
             state["step"] = 0
-
-
-def _gather_whole(parameter: nn.Parameter) -> AbstractContextManager[bool]:
-    return nullcontext(True)
 
 
 @contextmanager

@@ -68,7 +68,8 @@ class Trainer:
 
     def run(self) -> str | None:
         """Trains to the end or to a stop. Returns None at the end, else why it stopped; either way all is saved."""
-        deadline = time.monotonic() + self.recipe.train.max_hours * 3600 if self.recipe.train.max_hours else None
+        limit, first_step = self.recipe.train.max_hours, self.state.step
+        deadline = time.monotonic() + limit * 3600 if limit else None
         loader = self.open_loader(self.state.samples_seen)
         stopped = None
         try:
@@ -77,10 +78,8 @@ class Trainer:
                 stopped = self._step(loader, late)
         finally:
             loader.close()
-        if stopped is None:
-            self._evaluate_if(
-                due=self.recipe.evaluate.every_steps is None or not self._due(self.recipe.evaluate.every_steps)
-            )
+        trained = self.state.step > first_step
+        self._evaluate_if(due=trained and stopped is None and not self._due(self.recipe.evaluate.every_steps))
         self._save_if(due=self.saved_step != self.state.step)
         self.events.write("stop" if stopped else "end", self.state.step, **({"reason": stopped} if stopped else {}))
         return stopped

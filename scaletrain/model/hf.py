@@ -90,7 +90,7 @@ def write_folder(
             shutil.copyfile(file, partial / file.name)
     hf_config(arch, eos_id=eos_id, bos_id=bos_id, dtype=dtype).save_pretrained(partial)
     _generation_config(eos_id, bos_id).save_pretrained(partial)
-    tensors = {name: tensor.to(dtype).contiguous() for name, tensor in to_hf(arch, state).items()}
+    tensors = {name: _with_own_memory(tensor.to(dtype)) for name, tensor in to_hf(arch, state).items()}
     save_torch_state_dict(tensors, partial, max_shard_size="5GB", metadata={"format": "pt"})
     if folder.exists():
         old = folder.with_name(f".{folder.name}.old")
@@ -100,6 +100,12 @@ def write_folder(
         shutil.rmtree(old)
     else:
         partial.rename(folder)
+
+
+def _with_own_memory(tensor: Tensor) -> Tensor:
+    """safetensors takes no view of a larger buffer, which is what a merged ZeRO checkpoint is made of."""
+    is_own = tensor.is_contiguous() and tensor.untyped_storage().nbytes() == tensor.nbytes
+    return tensor if is_own else tensor.clone(memory_format=torch.contiguous_format)
 
 
 def to_hf_model(

@@ -12,8 +12,8 @@ from scaletrain.data.shards import Dataset, Split
 from scaletrain.model.checkpointing import apply_activation_checkpointing
 from scaletrain.model.gpt import GPT
 from scaletrain.model.hf import load_weights
-from scaletrain.model.init import init_parameters
-from scaletrain.tasks.task import Gather, Sums
+from scaletrain.model.init import Gather, init_parameters
+from scaletrain.tasks.task import Sums
 
 
 class PretrainTask:

@@ -1,7 +1,6 @@
 """The one seam between the engine and the work: what a task gives, and what it never sees (ranks, DeepSpeed, files)."""
 
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Mapping
 from typing import Protocol
 
 import torch
@@ -9,9 +8,9 @@ from torch import nn
 
 from scaletrain.data.rows import Batch, Rows
 from scaletrain.data.shards import Split
+from scaletrain.model.init import Gather
 
 Sums = dict[str, torch.Tensor]  # "loss" and "items", and whatever else the task's metrics need; scalars
-Gather = Callable[[nn.Parameter], AbstractContextManager[bool]]  # the whole parameter; True on the rank that writes it
 
 
 class Task(Protocol):

@@ -9,7 +9,8 @@ from torch.nn import functional
 
 from scaletrain.data.rows import IGNORED, Batch
 from scaletrain.data.shuffle import Ids
-from scaletrain.tasks.task import Gather, Sums
+from scaletrain.model.init import Gather
+from scaletrain.tasks.task import Sums
 
 VOCAB, CONTEXT = 32, 8
 

@@ -73,7 +73,7 @@ def _started(job: Job, processes: int) -> Iterator[list[Worker]]:
 
 
 def _start(job: Job) -> Worker:
-    root = str(Path(__file__).parents[2])  # where this package is, installed or not
+    root = str(Path(__file__).parents[3])  # where this package is, installed or not
     threads = str(job.threads)
     environment = {
         **os.environ,
