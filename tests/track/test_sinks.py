@@ -4,7 +4,7 @@ import json
 import math
 from pathlib import Path
 
-from scaletrain.track.sinks import Events, JsonLines, read_lines
+from scaletrain.track.sinks import Events, JsonLines, TensorBoard, read_lines
 
 
 def test_resuming_drops_later_lines_and_a_torn_one(tmp_path: Path) -> None:
@@ -39,3 +39,16 @@ def test_events_tell_rank_and_host_and_only_where_a_path_is_given(tmp_path: Path
     assert (line["event"], line["rank"], line["ranks"]) == ("start", 0, 2)
     assert line["host"]
     assert line["time"] > 0
+
+
+def test_tensorboard_gets_the_numbers_and_a_resume_purges_the_later_steps(tmp_path: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    for resumed, steps in ((0, (1, 2, 3)), (1, (2, 3))):
+        sink = TensorBoard(tmp_path, resumed)
+        for step in steps:
+            sink.write(step, {"loss": step + resumed / 10, "mfu": None, "eval_loss": 9.0})
+        sink.close()
+    found = EventAccumulator(str(tmp_path)).Reload()
+    assert [(e.step, round(e.value, 3)) for e in found.Scalars("train/loss")] == [(1, 1.0), (2, 2.1), (3, 3.1)]
+    assert found.Tags()["scalars"] == ["train/loss", "evaluate/loss"]

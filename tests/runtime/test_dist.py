@@ -1,0 +1,83 @@
+"""What ranks tell each other."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+
+from scaletrain.errors import DataError
+from scaletrain.runtime import dist
+from tests.ranks import run_ranks
+
+
+def exchange() -> tuple[list[int], float, list[str], float]:
+    rank = dist.rank()
+    dist.barrier()
+    return (
+        dist.sum_integers([rank + 1, 10]),
+        dist.max_number(rank * 2.5),
+        dist.gather(f"rank {rank}"),
+        float(dist.sum_tensors(torch.tensor(0.5 + rank))),
+    )
+
+
+def test_sums_maxima_and_gathers_are_the_same_on_every_rank() -> None:
+    assert run_ranks(exchange, 3) == [([6, 30], 5.0, ["rank 0", "rank 1", "rank 2"], 4.5)] * 3
+    assert exchange() == ([1, 10], 0.0, ["rank 0"], 0.5)
+
+
+def fail_on_one_rank() -> str:
+    try:
+        with dist.together():
+            if dist.rank() == 1:
+                raise DataError("shard 3 is damaged")
+    except DataError as error:
+        return str(error)
+    return "no error"
+
+
+def test_an_error_on_one_rank_is_raised_on_all() -> None:
+    assert run_ranks(fail_on_one_rank, 2) == ["shard 3 is damaged"] * 2
+
+
+def defect_on_one_rank() -> str:
+    if dist.rank() == 1:
+        return "left"
+    with pytest.raises(ZeroDivisionError), dist.together():
+        _ = 1 // 0
+    return "raised"
+
+
+def test_a_defect_ends_its_rank_at_once_without_waiting_for_the_others() -> None:
+    assert run_ranks(defect_on_one_rank, 2, seconds=30) == ["raised", "left"]
+
+
+STOPPER = """
+import time
+from scaletrain.runtime.stop import StopRequest
+stop = StopRequest()
+stop.listen()
+print("ready", flush=True)
+while True:
+    time.sleep(0.05)
+    if stop.signal:
+        print(stop.signal, flush=True)
+"""
+
+
+def test_the_first_signal_is_noted_its_echo_ignored_and_a_later_one_ends_the_process() -> None:
+    process = subprocess.Popen([sys.executable, "-c", STOPPER], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "ready\n"
+    process.send_signal(signal.SIGINT)
+    assert process.stdout.readline() == "SIGINT\n"
+    process.send_signal(signal.SIGTERM)  # a launcher repeats Ctrl-C so
+    time.sleep(0.3)
+    assert process.poll() is None
+    time.sleep(3)
+    os.kill(process.pid, signal.SIGINT)
+    assert process.wait(timeout=5) == 128 + signal.SIGINT

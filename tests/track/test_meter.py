@@ -1,0 +1,61 @@
+"""Rates and the matrix peak."""
+
+import io
+
+import pytest
+import torch
+
+from scaletrain.track.meter import Meter, peak_memory_bytes
+from scaletrain.track.peak import DENSE_BF16_PEAK, measure_matrix_rate, peak_of
+from scaletrain.track.progress import RunProgress
+
+
+def test_rates_are_means_since_the_last_reading() -> None:
+    meter = Meter(tokens_per_step=1000, flops_per_token=6e6, peak_flops=1e11)
+    meter.add(9.0, 9.0)
+    meter.read()
+    meter.add(0.4, 0.1)
+    meter.add(0.6, 0.3)
+    assert meter.read() == pytest.approx(
+        {"step_seconds": 0.5, "data_wait_seconds": 0.2, "tokens_per_second": 2000.0, "mfu": 2000 * 6e6 / 1e11}
+    )
+
+
+def test_without_a_peak_no_mfu_is_told() -> None:
+    meter = Meter(10, 1.0, None)
+    meter.add(1.0, 0.0)
+    assert meter.read()["mfu"] is None
+
+
+def test_the_cpu_peak_is_measured_and_says_how() -> None:
+    peak = peak_of(torch.device("cpu"), torch.float32)
+    assert peak.flops is not None
+    assert peak.flops > 1e8
+    assert peak.source == "measured 2048 x 2048 float32 product"
+    assert measure_matrix_rate(torch.device("cpu"), torch.float32, rounds=1) > 1e8
+
+
+def test_gpu_peaks_are_dense_ones() -> None:
+    # The sparse figures that data sheets put first are twice these.
+    assert DENSE_BF16_PEAK["H100"] == 989e12
+    assert DENSE_BF16_PEAK["A100"] == 312e12
+    names = list(DENSE_BF16_PEAK)
+    for position, name in enumerate(names):
+        assert not any(earlier in name for earlier in names[:position]), f"{name} is hidden by an earlier key"
+
+
+def test_memory_in_use_is_told_in_bytes() -> None:
+    assert 50e6 < peak_memory_bytes(torch.device("cpu")) < 1e12
+
+
+def test_plain_lines_where_there_is_no_terminal_and_nothing_on_other_ranks() -> None:
+    values = {"loss": 2.5, "tokens_per_second": 1234.0, "mfu": 0.5, "lr": 1e-3, "grad_norm": 1.0}
+    stream = io.StringIO()
+    shown = RunProgress(stream, total_steps=10, done=0)
+    shown.metrics(5, values)
+    shown.say("one line")
+    shown.close()
+    lines = stream.getvalue().splitlines()
+    assert lines[0].startswith("step 5/10  loss 2.5000  1,234 tok/s  mfu 50.0%  lr 1.00e-03")
+    assert lines[1] == "one line"
+    RunProgress(None, 10, 0).metrics(5, values)
