@@ -108,7 +108,7 @@ def header(settled: "Settled", peak: "Peak") -> list[str]:
     return [
         f"run     {name} in {recipe.run.dir}",
         f"model   {recipe.model.preset or recipe.model.init_from or arch.family}: {arch.num_layers} layers, "
-        f"{arch.hidden_size} wide, {arch.num_heads} heads, {arch.vocab_size:,} tokens, {total / 1e6:,.1f} M parameters",
+        f"{arch.hidden_size} wide, {arch.num_heads} heads, {arch.vocab_size:,} tokens, {_short(total)} parameters",
         f"data    {data.path}: {data.tokens('train'):,} tokens to train on, {data.tokens('validation'):,} to validate",
         f"plan    {settled.plan.total_steps:,} steps x {batch.global_batch} samples x {recipe.data.context_length} "
         f"tokens = {tokens:,} tokens, {epochs:.2f} epochs",
@@ -130,3 +130,9 @@ def farewell(trainer: "Trainer", stopped: str | None) -> list[str]:
         f"done    {trainer.state.step:,} steps, {trainer.state.tokens_seen:,} tokens; saved in {where}",
         f'next    scaletrain generate {run} --prompt "..."   scaletrain export {run} OUT_DIR',
     ]
+
+
+def _short(count: int) -> str:
+    """1234567 as 1.2 M."""
+    scale, unit = next((s, u) for s, u in ((1e9, "B"), (1e6, "M"), (1e3, "K"), (1, "")) if count >= s or s == 1)
+    return f"{count / scale:.1f} {unit}".rstrip()

@@ -2,7 +2,6 @@
 
 import json
 import os
-import resource
 import shutil
 import signal
 import subprocess
@@ -24,6 +23,7 @@ from scaletrain.data.prepare.units import Reading
 from scaletrain.data.shards import Dataset, open_dataset, open_docs, open_tokens, verify_dataset
 from scaletrain.data.tokenizer import load_tokenizer
 from scaletrain.errors import DataError
+from tests.conftest import run_program
 
 # A program of its own, so that it can be killed or limited: `OUTPUT INPUT WORKERS [BYTES A FILE MAY HAVE]`.
 PROGRAM = """
@@ -397,9 +397,16 @@ def test_memory_is_bounded_for_a_large_input(tokenizer: str, tmp_path: Path) -> 
     path = tmp_path / "large.txt"
     block = Path(subprocess.__file__).read_text()
     path.write_text(block * (16_000_000 // len(block)))
-    prepare_dataset(options_for(tmp_path, tokenizer, path), Recorder())
-    peak_mb = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024  # the largest of all children so far
-    assert peak_mb < 400
+    command = ["prepare", "--input", str(path), "--output", str(tmp_path / "out"), "--tokenizer", tokenizer]
+    # VmHWM for the program itself: its ru_maxrss would still hold that of the process which forked it, this one.
+    code = (
+        "import re, resource, sys; from scaletrain.cli import app; app(sys.argv[1:], standalone_mode=False); "
+        "own = int(re.search(r'VmHWM:\\s*([0-9]+)', open('/proc/self/status').read())[1]); "
+        "print('peak', max(own, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss))"
+    )
+    done = run_program("-c", code, *command, "--workers", "1")
+    assert done.code == 0, done.err
+    assert int(done.out.split("peak")[1]) / 1024 < 400
     dataset = open_dataset(tmp_path / "out")
     (train,), (validation,) = documents(dataset, "train"), documents(dataset, "validation")
     assert train + validation == path.read_text()
