@@ -1,5 +1,6 @@
 """A recipe becomes a run: the one file that knows every part."""
 
+import json
 import os
 import time
 from collections.abc import Sequence
@@ -32,20 +33,24 @@ from scaletrain.engine.checkpoint import Found, Identity
 from scaletrain.engine.engine import Engine
 from scaletrain.engine.state import RunState
 from scaletrain.engine.trainer import Plan, Trainer
-from scaletrain.errors import ConfigError, DataError
+from scaletrain.errors import ClusterError, ConfigError, DataError
 from scaletrain.model.count import flops_per_token
 from scaletrain.model.hf import architecture_from_hf
 from scaletrain.runtime import dist
 from scaletrain.runtime.dist import World
 from scaletrain.runtime.log import Terminal
+from scaletrain.runtime.machine import cores
 from scaletrain.runtime.stop import StopRequest
 from scaletrain.tasks.pretrain import PretrainTask
 from scaletrain.track.meter import Meter
 from scaletrain.track.peak import Peak, peak_of
 from scaletrain.track.progress import RunProgress
-from scaletrain.track.sinks import Events, JsonLines, Sink, TensorBoard
+from scaletrain.track.sinks import Events, JsonLines, Sink, TensorBoard, last_evaluation
 
 DTYPES: dict[Precision, torch.dtype] = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+
+
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "tokenizer_config.json")
 
 
 @dataclass(frozen=True)
@@ -131,7 +136,8 @@ def _architecture(recipe: Recipe, dataset: Dataset) -> Architecture:
         problems.append(f"model.preset={recipe.model.preset} and model.init_from={folder}: give one of them")
     if problems := problems + architecture_problems(architecture, tokenizer.vocab_size, context):
         raise ConfigError("; ".join(problems))
-    if (folder / "tokenizer.json").is_file() and load_tokenizer(folder).fingerprint != tokenizer.fingerprint:
+    has_tokenizer = any((folder / name).is_file() for name in TOKENIZER_FILES)
+    if has_tokenizer and load_tokenizer(folder).fingerprint != tokenizer.fingerprint:
         raise DataError(
             f"{dataset.path} was prepared with the tokenizer {tokenizer.name}, not with that of {folder}: prepare the "
             f"text again with --tokenizer {folder}"
@@ -155,8 +161,9 @@ def set_threads(world: World) -> None:
 
     Left alone each rank takes all cores: a first step of 0.1 s takes 2.5 to 4 s with two ranks on two cores.
     """
-    if "OMP_NUM_THREADS" not in os.environ:
-        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // world.local_size))
+    given = os.environ.get("OMP_NUM_THREADS")
+    if given is None or (given == "1" and "TORCHELASTIC_RUN_ID" in os.environ):  # torchrun sets 1 by itself
+        torch.set_num_threads(max(1, cores() // world.local_size))
 
 
 def start_pretraining(settled: Settled, peak: Peak, terminal: Terminal, began: float) -> Trainer:
@@ -178,32 +185,36 @@ def start_pretraining(settled: Settled, peak: Peak, terminal: Terminal, began: f
     with dist.together():
         train, validation = _rows(task, settled)
     events = Events(folder / "events.jsonl" if first else None, world.rank)
+    progress = RunProgress(terminal.out if first else None, settled.plan.total_steps)
     with dist.together():
-        found = _resume_point(settled, events)
+        found = _resume_point(settled, events, progress)
     engine = Engine(task, settled.deepspeed, recipe.optim, device)
     if found is not None:
         engine.load(found.folder)
     state = found.state if found is not None else RunState()
+    hosts = sorted(set(dist.gather(os.uname().nodename)))
     sinks: list[Sink] = []
-    if first:
-        run_folder.describe(folder, dump_recipe(recipe), world, device, settled.deepspeed)
-        run_folder.keep_tokenizer(folder, settled.dataset.path / "tokenizer")
-        checkpoint.clean(folder / "checkpoints")
-        sinks.append(JsonLines(folder / "metrics.jsonl", state.step))
-        if recipe.log.tensorboard:
-            sinks.append(TensorBoard(folder / "tensorboard", state.step))
-    progress = RunProgress(terminal.out if first else None, settled.plan.total_steps, state.step)
+    with dist.together():
+        if first:
+            run_folder.describe(folder, dump_recipe(recipe), world, device, settled.deepspeed)
+            run_folder.keep_tokenizer(folder, settled.dataset.path / "tokenizer")
+            checkpoint.clean(folder / "checkpoints")
+            sinks.append(JsonLines(folder / "metrics.jsonl", state.step))
+            if recipe.log.tensorboard:
+                sinks.append(TensorBoard(folder / "tensorboard", state.step))
+            events.write(
+                "resume" if found else "start",
+                state.step,
+                samples_seen=state.samples_seen,
+                ranks=world.size,
+                hosts=hosts,
+                seconds=time.time() - began,
+                **({"checkpoint": found.folder.name} if found else {}),
+            )
+    evaluated = dist.gather(last_evaluation(folder / "metrics.jsonl") if first else None)[0]
     if found is not None:
         progress.say(f"resume  from step {state.step:,}, {state.samples_seen:,} samples seen")
-    events.write(
-        "resume" if found else "start",
-        state.step,
-        samples_seen=state.samples_seen,
-        ranks=world.size,
-        hosts=sorted(set(dist.gather(os.uname().nodename))),
-        seconds=time.time() - began,
-        **({"checkpoint": found.folder.name} if found else {}),
-    )
+    progress.start(state.step)
     share = Share(world.rank, world.size, settled.batch.micro_batch, settled.batch.accumulation)
     order = Order(len(train), recipe.seed, recipe.data.shuffle)
     stop = StopRequest()
@@ -230,7 +241,24 @@ def start_pretraining(settled: Settled, peak: Peak, terminal: Terminal, began: f
         stop=stop,
         state=state,
         saved_step=state.step if found else None,
+        evaluated_step=evaluated,
     )
+
+
+def check_agreement(settled: Settled) -> None:
+    """ClusterError when the nodes' copies of recipe, DeepSpeed file or dataset differ. All ranks call it."""
+    mine = {
+        "recipe": dump_recipe(settled.recipe),
+        "DeepSpeed file": json.dumps(settled.deepspeed, sort_keys=True),
+        "model or dataset": json.dumps(settled.identity.to_dict(), sort_keys=True),
+    }
+    everyone = dist.gather((os.uname().nodename, mine))
+    for node, theirs in everyone:
+        if differing := [name for name, value in theirs.items() if value != everyone[0][1][name]]:
+            raise ClusterError(
+                f"{' and '.join(differing)} on {node} differ from those on {everyone[0][0]}: copy them to every node, "
+                "or put them on a disk that all share"
+            )
 
 
 def measure_peak(settled: Settled) -> Peak:
@@ -249,13 +277,14 @@ def _rows(task: PretrainTask, settled: Settled) -> tuple[Rows, Rows | None]:
     return train, task.rows("validation") if settled.dataset.tokens("validation") > 1 else None
 
 
-def _resume_point(settled: Settled, events: Events) -> Found | None:
+def _resume_point(settled: Settled, events: Events, progress: RunProgress) -> Found | None:
     root = Path(settled.recipe.run.dir) / "checkpoints"
 
-    def tell(name: str, why: str) -> None:
+    damaged: dict[str, str] = {}
+    found = checkpoint.newest_good(root, damaged.__setitem__)
+    for name, why in damaged.items():
         events.write("bad_checkpoint", 0, checkpoint=name, reason=why)
-
-    found = checkpoint.newest_good(root, tell)
+        progress.say(f"passed over {name}: {why}")
     if found is None:
         return None
     if settled.recipe.checkpoint.resume == "never":
@@ -264,4 +293,6 @@ def _resume_point(settled: Settled, events: Events) -> Found | None:
             "choose another run.dir or checkpoint.resume=auto"
         )
     checkpoint.check_identity(found, settled.identity)
+    if settled.world.is_first:
+        checkpoint.set_aside(root, list(damaged))
     return found

@@ -1,5 +1,6 @@
 """The `scaletrain` command: what is done before and after training."""
 
+import errno
 import sys
 from typing import Annotated
 
@@ -40,10 +41,37 @@ def options(
     """Options of the program itself."""
 
 
+_OTHER_PATH = "choose another path"
+_MORE_SPACE = "free some space there and run the command again"
+# What a file system refuses that the user can mend; any other OSError is a defect and shows its traceback.
+REMEDIES = {
+    errno.ENOSPC: _MORE_SPACE,
+    errno.EDQUOT: _MORE_SPACE,
+    errno.EFBIG: "raise the limit on a file's size",
+    errno.EROFS: _OTHER_PATH,
+    errno.EACCES: "choose a path that you may use",
+    errno.EPERM: "choose a path that you may use",
+    errno.ENOENT: _OTHER_PATH,
+    errno.ENOTDIR: _OTHER_PATH,
+    errno.EISDIR: _OTHER_PATH,
+    errno.EEXIST: _OTHER_PATH,
+    errno.ENAMETOOLONG: _OTHER_PATH,
+    errno.ELOOP: _OTHER_PATH,
+    errno.EIO: "check the disk",
+    errno.ESTALE: "check the disk",
+}
+
+
 def main() -> None:
     """Runs the command line; a fault in the input is one line on standard error and exit code 2."""
     try:
         app()
     except ScaleTrainError as error:
         print(f"error: {error}", file=sys.stderr)
+        sys.exit(EXIT_USER)
+    except OSError as error:
+        if error.errno not in REMEDIES:
+            raise
+        where = error.filename or "the output"
+        print(f"error: {where}: {error.strerror}: {REMEDIES[error.errno]}", file=sys.stderr)
         sys.exit(EXIT_USER)

@@ -31,3 +31,10 @@ def test_missing_or_odd_variables_are_named(env: dict[str, str]) -> None:
 def test_contradicting_variables_are_named() -> None:
     with pytest.raises(ClusterError, match="RANK=3, WORLD_SIZE=2.*contradict each other"):
         read_world({"RANK": "3", "WORLD_SIZE": "2", "LOCAL_RANK": "0"})
+
+
+@pytest.mark.parametrize("name", ["SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE"])
+def test_tasks_that_would_each_train_alone_are_refused(name: str) -> None:
+    with pytest.raises(ClusterError, match=f"{name}=8, but RANK and WORLD_SIZE are unset: each task would train alone"):
+        read_world({name: "8"})
+    assert read_world({name: "1"}) == World()

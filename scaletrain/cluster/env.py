@@ -15,6 +15,12 @@ def read_world(env: Mapping[str, str]) -> World:
     Raises ClusterError when the variables contradict each other.
     """
     if "RANK" not in env and "WORLD_SIZE" not in env:
+        for tasks in ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE"):
+            if int(env.get(tasks, "1")) > 1:
+                raise ClusterError(
+                    f"{tasks}={env[tasks]}, but RANK and WORLD_SIZE are unset: each task would train alone; start one "
+                    "torchrun a node instead (srun --ntasks-per-node=1 torchrun ...)"
+                )
         return World()
     seen = ", ".join(f"{n}={env.get(n, 'unset')}" for n in _NAMES)
     try:

@@ -31,9 +31,7 @@ def demo(
     began = time.monotonic()
     ranks = ranks or min(2, gpus() or 2)
     tell = Console(highlight=False, soft_wrap=True)
-    if folder.exists():
-        shutil.rmtree(folder)
-    folder.mkdir(parents=True)
+    _make_room(folder)
     data, run, exported = folder / "data", folder / "run", folder / "exported"
 
     _title(tell, "1. prepare: Python's own source files, tokens by a tokenizer trained on them")
@@ -56,6 +54,18 @@ def demo(
 
     _title(tell, f"done in {time.monotonic() - began:.0f} s")
     _summary(tell, run, data, exported, killed_at)
+
+
+def _make_room(folder: Path) -> None:
+    """An empty folder; what an earlier demo left is removed, anything else is refused."""
+    marker = folder / ".scaletrain-demo"
+    if folder.exists() and not folder.is_dir():
+        raise ConfigError(f"--dir {folder} is a file: choose another folder")
+    if folder.exists() and any(folder.iterdir()) and not marker.is_file():
+        raise ConfigError(f"--dir {folder} holds other things than a demo: choose another folder")
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    marker.touch()
 
 
 def python_sources() -> list[str]:

@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
@@ -10,7 +10,8 @@ from scaletrain.commands.model_source import DTYPES, Loaded, load_model
 from scaletrain.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
-    import numpy as np
+    from scaletrain.data.rows import TokenRows
+    from scaletrain.data.shards import Split
 
 
 def evaluate(
@@ -32,22 +33,29 @@ def evaluate(
         raise ConfigError(f"--split {split} is unknown: choose validation or train")
     if missing := [str(p) for p in data if not p.exists()]:
         raise DataError(f"--data {', '.join(missing)} does not exist: give a dataset folder or text files")
+    if len(data) > 1 and (folder := next((path for path in data if path.is_dir()), None)):
+        raise DataError(
+            f"--data {folder} is given with {len(data) - 1} more: give one dataset folder, or only text files"
+        )
     loaded = load_model(model, dtype)
     if context is not None and context > loaded.context:
         raise ConfigError(f"--context {context} is longer than the model's {loaded.context} positions: shorten it")
     length = context or min(loaded.context, 1024)
-    tokens, size = _dataset_tokens(loaded, data[0], split) if data[0].is_dir() else _text_tokens(loaded, data)
-    found = _measure(loaded, tokens, size, length, batch_size, max_samples)
+    if data[0].is_dir():
+        rows, size = _dataset_rows(loaded, data[0], cast("Split", split), length)
+    else:
+        rows, size = _text_rows(loaded, data, length)
+    found = _measure(loaded, rows, size / (rows.total - 1), batch_size, max_samples)
     if as_json:
         print(json.dumps(found))
     else:
         print("  ".join(f"{name.replace('_', ' ')} {value:,.4f}" for name, value in found.items() if name != "tokens"))
 
 
-def _dataset_tokens(loaded: Loaded, path: Path, split: str) -> tuple["np.ndarray", int]:
-    import numpy as np
-
-    from scaletrain.data.shards import open_dataset, open_tokens
+def _dataset_rows(loaded: Loaded, path: Path, split: "Split", length: int) -> tuple["TokenRows", int]:
+    """The rows of a dataset folder's split, and the bytes of text that they stand for."""
+    from scaletrain.data.rows import split_rows
+    from scaletrain.data.shards import open_dataset
 
     dataset = open_dataset(path)
     if dataset.tokenizer.fingerprint != loaded.tokenizer.fingerprint:
@@ -55,15 +63,17 @@ def _dataset_tokens(loaded: Loaded, path: Path, split: str) -> tuple["np.ndarray
             f"{path} was prepared with the tokenizer {dataset.tokenizer.name}, not with the model's: give text files, "
             "or prepare the text with the model's tokenizer"
         )
-    name: Any = split
-    shards = [open_tokens(dataset, shard) for shard in dataset.shards(name)]
-    if not shards:
+    if not dataset.shards(split):
         raise DataError(f"{path} has no {split} split: choose another --split")
-    return (shards[0] if len(shards) == 1 else np.concatenate(shards)), dataset.bytes(name)
+    return split_rows(dataset, split, length, partial=True), dataset.bytes(split)
 
 
-def _text_tokens(loaded: Loaded, paths: list[Path]) -> tuple["np.ndarray", int]:
+def _text_rows(loaded: Loaded, paths: list[Path], length: int) -> tuple["TokenRows", int]:
+    """The rows of text files, one document each, and their bytes."""
     import numpy as np
+
+    from scaletrain.data.rows import TokenRows
+    from scaletrain.data.shards import DTYPES
 
     texts = []
     for path in paths:
@@ -71,39 +81,35 @@ def _text_tokens(loaded: Loaded, paths: list[Path]) -> tuple["np.ndarray", int]:
             texts.append(path.read_text(encoding="utf-8"))
         except (OSError, UnicodeDecodeError) as error:
             raise DataError(f"{path}: cannot be read as UTF-8 text ({error}): convert it or leave it out") from error
+    names = ", ".join(map(str, paths))
+    if not any(texts):
+        raise DataError(f"{names}: no text to evaluate: give files that hold some")
     # An end-of-text token before each document, so that its first token is predicted too and every byte is counted.
-    pieces = [np.array([loaded.tokenizer.eos_id, *ids], dtype=np.int64) for ids in loaded.tokenizer.encode_batch(texts)]
-    tokens = np.concatenate(pieces)
-    if len(tokens) < 2:
-        raise DataError(f"{', '.join(map(str, paths))}: no text to evaluate: give files that hold some")
-    return tokens, sum(len(text.encode()) for text in texts)
+    eos = np.array([loaded.tokenizer.eos_id], dtype=DTYPES[loaded.tokenizer.dtype])
+    arrays = [array for ids in loaded.tokenizer.encode_batch(texts) for array in (eos, ids)]
+    shortest = min(length, sum(map(len, arrays)) - 1)  # a short text is not padded to the whole context
+    return TokenRows(arrays, shortest, names, partial=True), sum(len(text.encode()) for text in texts)
 
 
 def _measure(
-    loaded: Loaded,
-    tokens: "np.ndarray",
-    size: int,
-    context: int,
-    batch_size: int,
-    max_samples: int | None,
+    loaded: Loaded, rows: "TokenRows", bytes_per_token: float, batch_size: int, max_samples: int | None
 ) -> dict[str, float]:
     import numpy as np
     import torch
     from torch.nn.functional import cross_entropy
 
+    from scaletrain.data.rows import IGNORED
     from scaletrain.tasks.pretrain import text_metrics
 
-    starts = list(range(0, len(tokens) - 1, context))[:max_samples]
+    count = min(len(rows), max_samples or len(rows))
     loss, items = 0.0, 0
-    for first in range(0, len(starts), batch_size):
-        chunk = [np.asarray(tokens[s : s + context + 1], dtype=np.int64) for s in starts[first : first + batch_size]]
-        padded = torch.full((len(chunk), max(map(len, chunk))), -100)
-        for row, piece in enumerate(chunk):
-            padded[row, : len(piece)] = torch.from_numpy(piece)
-        padded = padded.to(loaded.device)
-        inputs, labels = padded[:, :-1].clamp(min=0), padded[:, 1:]
+    for first in range(0, count, batch_size):
+        batch = rows.fetch(np.arange(first, min(first + batch_size, count)))
+        labels = batch["labels"].to(loaded.device)
         with torch.inference_mode():
-            logits = loaded.model(inputs, use_cache=False).logits
-        loss += float(cross_entropy(logits.float().flatten(0, 1), labels.flatten(), ignore_index=-100, reduction="sum"))
-        items += int((labels != -100).sum())
-    return {"tokens": items, **text_metrics(loss, items, size / (len(tokens) - 1))}
+            logits = loaded.model(batch["input_ids"].to(loaded.device), use_cache=False).logits
+        loss += float(
+            cross_entropy(logits.float().flatten(0, 1), labels.flatten(), ignore_index=IGNORED, reduction="sum")
+        )
+        items += int((labels != IGNORED).sum())
+    return {"tokens": items, **text_metrics(loss, items, bytes_per_token)}

@@ -20,6 +20,8 @@ def export(
         raise ConfigError(f"--dtype {dtype} is unknown: choose one of {', '.join(DTYPES)}")
     if is_hugging_face(source):
         raise ConfigError(f"{source} is a Hugging Face folder already: copy it")
+    if output.exists() and not output.is_dir():
+        raise ConfigError(f"{output} is a file, an export is a folder: choose another name")
     if output.exists() and not overwrite:
         raise ConfigError(f"{output} exists: choose another folder or add --overwrite")
     import torch

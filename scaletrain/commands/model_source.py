@@ -1,6 +1,7 @@
 """A run, a checkpoint or a Hugging Face folder -> a transformers model and its tokenizer."""
 
 import json
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -43,17 +44,22 @@ def read_trained(path: Path) -> Trained:
 
     if not path.is_dir():
         raise CheckpointError(f"{path} is not a folder: give a run, a checkpoint or a Hugging Face folder")
-    found = find_checkpoint(path)
+    found = find_checkpoint(path, _tell_passed_over)
     tokenizer = found.folder.parent.parent / "tokenizer"
     if not tokenizer.is_dir():
         raise CheckpointError(f"{tokenizer} is missing: keep a checkpoint inside its run folder")
     return Trained(Architecture(**found.manifest["model"]), read_weights(found), tokenizer, found.state.step)
 
 
+def _tell_passed_over(name: str, why: str) -> None:
+    print(f"{name} is damaged and passed over: {why}", file=sys.stderr)
+
+
 def is_hugging_face(path: Path) -> bool:
     """Whether `path` is a folder that transformers loads: it has a config.json that names a model type."""
     try:
-        return "model_type" in json.loads((path / "config.json").read_text(encoding="utf-8"))
+        config = json.loads((path / "config.json").read_text(encoding="utf-8"))
+        return isinstance(config, dict) and "model_type" in config
     except (OSError, ValueError):
         return False
 
@@ -61,7 +67,6 @@ def is_hugging_face(path: Path) -> bool:
 def load_model(path: Path, dtype: str | None) -> Loaded:
     """Loads `path` for inference, on the GPU if there is one; `dtype` None: bfloat16 on a GPU, float32 on a CPU."""
     import torch
-    from transformers import AutoModelForCausalLM
     from transformers.utils import logging as transformers_logging
 
     from scaletrain.data.tokenizer import load_tokenizer
@@ -73,11 +78,33 @@ def load_model(path: Path, dtype: str | None) -> Loaded:
     wanted = getattr(torch, dtype or ("bfloat16" if device.type == "cuda" else "float32"))
     model: Any
     if is_hugging_face(path):
-        model = AutoModelForCausalLM.from_pretrained(path, dtype=wanted, local_files_only=True)
         tokenizer = load_tokenizer(path)
+        model = _load_hugging_face(path, wanted)
     else:
         trained = read_trained(path)
         tokenizer = load_tokenizer(trained.tokenizer_dir)
         model = to_hf_model(trained.architecture, trained.weights, dtype=wanted, eos_id=tokenizer.eos_id)
     context = int(model.config.max_position_embeddings)
     return Loaded(model.to(device).eval(), tokenizer, device, context)
+
+
+def _load_hugging_face(path: Path, dtype: "torch.dtype") -> Any:
+    from safetensors import SafetensorError
+    from transformers import AutoModelForCausalLM
+
+    try:
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            path, dtype=dtype, local_files_only=True, trust_remote_code=False, output_loading_info=True
+        )
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:  # no, unknown, unfit or damaged weights
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".:")
+        raise CheckpointError(
+            f"{path}: transformers cannot load it as a causal language model ({reason}): give a folder with such a "
+            "model's config and weights"
+        ) from error
+    model, report = loaded
+    if missing := sorted(report["missing_keys"]):
+        raise CheckpointError(
+            f"{path}: {len(missing)} weights are missing, {missing[0]} the first: copy or export the folder again"
+        )
+    return model

@@ -14,7 +14,10 @@ from scaletrain.errors import EXIT_STOPPED, EXIT_USER, ScaleTrainError
 if TYPE_CHECKING:
     from scaletrain.assemble import Settled
     from scaletrain.engine.trainer import Trainer
+    from scaletrain.runtime.log import Terminal
     from scaletrain.track.peak import Peak
+
+DISK_FAULTS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
@@ -32,16 +35,22 @@ def main(argv: Sequence[str]) -> int:
     """Trains; the exit code of the program: 0 done, 2 the input is at fault, 75 stopped by a signal after saving."""
     began = time.time()
     args = parse(argv)
-    first = os.environ.get("RANK", "0") == "0"
     try:
         from scaletrain.config.load import load_recipe
 
         load_recipe(args.recipe, args.overrides, args.deepspeed_config)  # before torch: a fault is told in a second
         return _train(args, began)
     except ScaleTrainError as error:
-        if first:
-            print(f"error: {error}", file=sys.__stderr__, flush=True)
+        _tell_fault(error)
         return EXIT_USER
+
+
+def _tell_fault(error: ScaleTrainError) -> None:
+    """One line a node while the ranks are not joined: another node may have another copy of what is at fault."""
+    if os.environ.get("LOCAL_RANK", "0") == "0":
+        print(f"error: {error}", file=sys.__stderr__, flush=True)
+    else:
+        time.sleep(2)  # the launcher ends the others when the first rank exits: the one that speaks goes first
 
 
 def _train(args: argparse.Namespace, began: float) -> int:
@@ -53,42 +62,57 @@ def _train(args: argparse.Namespace, began: float) -> int:
     assemble.set_threads(settled.world)
     dist.start(settled.world)
     folder = Path(settled.recipe.run.dir)
-    with dist.together():
-        lock = run_folder.hold(folder) if settled.world.is_first else None
     log_file = folder / "logs" / f"rank-{settled.world.rank:05d}.log"
-    terminal = log.divert(log_file)
+    lock, terminal = None, None
     try:
-        peak = assemble.measure_peak(settled)
-        if settled.world.is_first:
-            print("\n".join(header(settled, peak)), file=terminal.out)
-        trainer = assemble.start_pretraining(settled, peak, terminal, began)
-        try:
-            stopped = trainer.run()
-        finally:
-            trainer.close()
-        for line in farewell(trainer, stopped):
-            trainer.progress.say(line)
-        return EXIT_STOPPED if stopped else 0
+        with dist.together():
+            lock = run_folder.hold(folder) if settled.world.is_first else None
+        assemble.check_agreement(settled)
+        with dist.together():
+            terminal = log.divert(log_file)
     except ScaleTrainError as error:
         if settled.world.is_first:
-            print(f"error: {error}", file=terminal.err, flush=True)
+            print(f"error: {error}", file=terminal.err if terminal else sys.__stderr__, flush=True)
         return EXIT_USER
+    try:
+        return _train_held(settled, terminal, began)
+    except ScaleTrainError as error:
+        return _end_with_fault(str(error), settled, terminal)
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
-            raise
-        print(
-            f"error: {error.filename or folder}: {error.strerror}: free space there and run the same command again; it "
-            "goes on from the last checkpoint",
-            file=terminal.err,
-            flush=True,
-        )
-        return EXIT_USER
+        if error.errno not in DISK_FAULTS:
+            log.report_crash(terminal.err, settled.world.rank, log_file)
+            return 1
+        remedy = "free space there and run the same command again; it goes on from the last checkpoint"
+        return _end_with_fault(f"{error.filename or folder}: {error.strerror}: {remedy}", settled, terminal)
     except Exception:  # noqa: BLE001  told with rank, host and log, then the process ends with 1
         log.report_crash(terminal.err, settled.world.rank, log_file)
         return 1
     finally:
         if lock is not None:
             lock.close()
+
+
+def _train_held(settled: "Settled", terminal: "Terminal", began: float) -> int:
+    """Trains inside a held run folder, with the libraries' output diverted."""
+    from scaletrain import assemble
+
+    peak = assemble.measure_peak(settled)
+    if settled.world.is_first:
+        print("\n".join(header(settled, peak)), file=terminal.out)
+    trainer = assemble.start_pretraining(settled, peak, terminal, began)
+    try:
+        stopped = trainer.run()
+    finally:
+        trainer.close()
+    for line in farewell(trainer, stopped):
+        trainer.progress.say(line)
+    return EXIT_STOPPED if stopped else 0
+
+
+def _end_with_fault(message: str, settled: "Settled", terminal: "Terminal") -> int:
+    if settled.world.is_first:
+        print(f"error: {message}", file=terminal.err, flush=True)
+    return EXIT_USER
 
 
 def header(settled: "Settled", peak: "Peak") -> list[str]:

@@ -48,7 +48,8 @@ DECIDED_ELSEWHERE: dict[str, tuple[tuple[Any, ...], str]] = {
     "managed_gradient_accumulation": ((True,), "the recipe's batch sizes decide"),
     "data_efficiency.enabled": ((False,), "the data section of the recipe decides the order of samples"),
     "dataloader_drop_last": ((False,), "every step has train.global_batch_size samples"),
-    "checkpoint.load_universal": ((False,), "a resume reshards by itself"),
+    "checkpoint.load_universal": ((False,), "a resume takes the same ranks, ZeRO stage and precision"),
+    "zero_optimization.compute_grad_norm": ((True,), "each step's gradient norm is logged and its overflow guarded"),
     "sequence_parallel_size": ((1,), "every rank is a data-parallel rank"),
     "tensor_parallel.autotp_size": ((0, 1), "every rank is a data-parallel rank"),
     "data_parallel_size": ((), "the number of ranks decides"),
@@ -56,6 +57,13 @@ DECIDED_ELSEWHERE: dict[str, tuple[tuple[Any, ...], str]] = {
     "expert_parallel.enabled": ((False,), "the models are dense"),
     "hybrid_engine.enabled": ((False,), "this is training"),
     "autotuning.enabled": ((False,), "one recipe is one run"),
+}
+# Old keys that DeepSpeed puts in place of others when it reads the file, and those others.
+_OLD_KEYS = {
+    "cpu_offload": 'offload_optimizer: {"device": "cpu"}',
+    "cpu_offload_param": 'offload_param: {"device": "cpu"}',
+    "cpu_offload_use_pin_memory": "pin_memory in offload_optimizer or offload_param",
+    "stage3_gather_fp16_weights_on_model_save": "stage3_gather_16bit_weights_on_model_save",
 }
 _STAGES = {0: "none", 1: "optimizer states", 2: "and gradients", 3: "and parameters"}
 
@@ -90,25 +98,24 @@ def zero_stage(preset: dict[str, Any]) -> int:
     stage = _at(preset, "zero_optimization.stage")
     if stage is None:
         return 0
-    if isinstance(stage, bool) or stage not in _STAGES:
+    if isinstance(stage, bool) or not isinstance(stage, int) or stage not in _STAGES:
         meaning = ", ".join(f"{number} ({what})" for number, what in _STAGES.items())
         raise ConfigError(f"zero_optimization.stage={shown(stage)} is not a ZeRO stage: what is split is {meaning}")
-    return int(stage)
+    return stage
 
 
 def offloads_optimizer(preset: dict[str, Any]) -> bool:
-    """Whether optimizer states live in CPU memory or on NVMe, so that the optimizer has to be a CPU one."""
-    return _offloads(preset, "offload_optimizer", "cpu_offload")
+    """Whether optimizer states live in CPU memory, so that the optimizer has to be a CPU one."""
+    return _offloads(preset, "offload_optimizer")
 
 
 def offloads_parameters(preset: dict[str, Any]) -> bool:
-    """Whether parameters live in CPU memory or on NVMe between uses."""
-    return _offloads(preset, "offload_param", "cpu_offload_param")
+    """Whether parameters live in CPU memory between uses."""
+    return _offloads(preset, "offload_param")
 
 
-def _offloads(preset: dict[str, Any], section: str, old_key: str) -> bool:
-    device = _at(preset, f"zero_optimization.{section}.device")
-    return device not in (None, "none") or _at(preset, f"zero_optimization.{old_key}") is True
+def _offloads(preset: dict[str, Any], section: str) -> bool:
+    return _at(preset, f"zero_optimization.{section}.device") not in (None, "none")
 
 
 def settle(recipe: Recipe, preset: dict[str, Any]) -> Recipe:
@@ -164,6 +171,15 @@ def _not_followed(preset: dict[str, Any]) -> Iterator[str]:
 
 
 def _zero_problems(preset: dict[str, Any]) -> Iterator[str]:
+    for key, new in _OLD_KEYS.items():
+        if (value := _at(preset, f"zero_optimization.{key}")) is not None:
+            yield f"zero_optimization.{key}={shown(value)} is an old key: write {new}, or remove it"
+    for section in ("offload_optimizer", "offload_param"):
+        if _at(preset, f"zero_optimization.{section}.device") == "nvme":
+            yield (
+                f"zero_optimization.{section}.device=nvme is not followed: its files would go into a checkpoint "
+                'unverified; write "cpu"'
+            )
     try:
         stage = zero_stage(preset)
     except ConfigError as error:

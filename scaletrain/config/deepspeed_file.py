@@ -5,15 +5,32 @@ deepspeed_keys.json, written by tests/config/deepspeed_keys.py from DeepSpeed's 
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import cache
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
 from scaletrain.config.problems import closest, raise_problems, shown
 from scaletrain.errors import ConfigError
 
-Table = dict[str, Any]  # key -> None (a value, or a section of any keys) or the Table of its section
+
+def _is_number(value: Any) -> bool:
+    return (isinstance(value, int) and not isinstance(value, bool)) or (isinstance(value, float) and isfinite(value))
+
+
+# Key -> the Table of its section, or what its value is: a name of _KINDS, a list of the words it may be, or None (any
+# value: DeepSpeed declares no type for it).
+Table = dict[str, Any]
+
+# An int may stand where a float is due, and 5e8 where an int is, as DeepSpeed itself takes them.
+_KINDS: dict[str, tuple[str, Callable[[Any], bool]]] = {
+    "bool": ("true or false", lambda value: isinstance(value, bool)),
+    "int": ("a whole number", lambda value: _is_number(value) and value == value // 1),
+    "float": ("a number", _is_number),
+    "str": ("a text", lambda value: isinstance(value, str)),
+    "section": ("a section {...}", lambda value: isinstance(value, dict)),
+}
 
 
 def load_deepspeed(path: Path | str) -> dict[str, Any]:
@@ -42,7 +59,8 @@ def load_deepspeed(path: Path | str) -> dict[str, Any]:
 
 
 def check_keys(config: dict[str, Any], source: str) -> None:
-    """Raises one ConfigError with every key of `config`, at any level, that DeepSpeed does not know."""
+    """Raises one ConfigError with every key of `config`, at any level, that DeepSpeed does not know, and every value
+    of another type than DeepSpeed's. null and "auto" leave any key to the trainer."""
     raise_problems(source, list(_faults(config, key_table()["keys"], "")))
 
 
@@ -60,10 +78,20 @@ def _faults(config: dict[str, Any], table: Table, prefix: str) -> Iterator[str]:
             yield f"{name} is gone from DeepSpeed: {key_table()['removed'][name]}; remove it"
         elif key not in table:
             yield f"{name} is unknown to DeepSpeed {key_table()['deepspeed']}: {_remedy(key, table, prefix)}"
-        elif isinstance(value, dict) and table[key] is not None:
+        elif isinstance(value, dict) and isinstance(table[key], dict):
             yield from _faults(value, table[key], f"{name}.")
-        elif table[key] is not None and value is not None and value != "auto":
-            yield f"{name}={shown(value)} should be a section: {{{', '.join(list(table[key])[:3])}, ...}}"
+        elif value is not None and value != "auto" and (wanted := _unmet(value, table[key])):
+            yield f"{name}={shown(value)} should be {wanted}"
+
+
+def _unmet(value: Any, kind: Table | list[str] | str | None) -> str:
+    """What `value` should be in place of what it is; empty if it is that."""
+    if isinstance(kind, dict):
+        return f"a section: {{{', '.join(list(kind)[:3])}, ...}}"
+    if isinstance(kind, list):
+        return "" if value in kind else f"one of {', '.join(kind)}"
+    name, is_met = _KINDS[kind] if kind else ("", lambda _: True)
+    return "" if is_met(value) else f"{name}: mend it, or remove it"
 
 
 def _remedy(key: str, table: Table, prefix: str) -> str:
@@ -81,4 +109,4 @@ def _remedy(key: str, table: Table, prefix: str) -> str:
 def _all_names(table: Table, prefix: str) -> Iterator[str]:
     for key, inner in table.items():
         yield prefix + key
-        yield from _all_names(inner or {}, f"{prefix}{key}.")
+        yield from _all_names(inner if isinstance(inner, dict) else {}, f"{prefix}{key}.")

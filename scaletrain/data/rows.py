@@ -1,11 +1,12 @@
 """Samples of a token stream: row i is `context` inputs and the same tokens one position on."""
 
+from collections.abc import Sequence
 from typing import Protocol
 
 import numpy as np
 import torch
 
-from scaletrain.data.shards import Dataset, Split, open_tokens
+from scaletrain.data.shards import Dataset, Split, Tokens, open_tokens
 from scaletrain.data.shuffle import Ids
 from scaletrain.errors import DataError
 
@@ -21,23 +22,22 @@ class Rows(Protocol):
 
 
 class TokenRows:
-    """Concatenate-and-cut rows over all shards of a split.
+    """Concatenate-and-cut rows over arrays of tokens, such as the shards of a split; `source` names them in an error.
 
-    Training rows are whole: the last (tokens - 1) % context tokens of the split are left out. With `partial` the last
-    row is short and padded, so that an evaluation sees each token once.
+    Training rows are whole: the last (tokens - 1) % context tokens are left out. With `partial` the last row is short
+    and padded, so that an evaluation sees each token once.
     """
 
-    def __init__(self, dataset: Dataset, split: Split, context: int, *, partial: bool = False) -> None:
-        shards = dataset.shards(split)
-        self._tokens = [open_tokens(dataset, shard) for shard in shards]
-        self._starts = np.cumsum([0, *(shard.tokens for shard in shards)])
+    def __init__(self, arrays: Sequence[Tokens], context: int, source: str, *, partial: bool = False) -> None:
+        self._tokens = list(arrays)
+        self._starts = np.cumsum([0, *map(len, self._tokens)])
         self.context = context
         self.total = int(self._starts[-1])
         self._rows = -(-(self.total - 1) // context) if partial else (self.total - 1) // context
         if self._rows < 1:
             need = 2 if partial else context + 1
             raise DataError(
-                f"{dataset.path}: the {split} split has {self.total:,} tokens, fewer than the {need:,} that one sample "
+                f"{source} has {self.total:,} tokens, fewer than the {need:,} that one sample "
                 f"of context_length={context} takes: prepare more text or shorten data.context_length"
             )
 
@@ -69,3 +69,9 @@ class TokenRows:
             filled += len(part)
             shard += 1
         return filled
+
+
+def split_rows(dataset: Dataset, split: Split, context: int, *, partial: bool = False) -> TokenRows:
+    """The rows of a split, read from its memory-mapped shards when they are fetched."""
+    arrays = [open_tokens(dataset, shard) for shard in dataset.shards(split)]
+    return TokenRows(arrays, context, f"{dataset.path}: the {split} split", partial=partial)

@@ -118,6 +118,8 @@ def open_dataset(path: Path | str) -> Dataset:
     if not path.is_dir():
         raise DataError(f"dataset {path} is not a folder: make it with scaletrain prepare --output {path}")
     dataset = _read_index(path)
+    if not (path / "tokenizer").is_dir():
+        raise DataError(f"dataset {path} has no folder tokenizer: copy or prepare the dataset again")
     for split in SPLITS:
         for shard in dataset.shards(split):
             _check_file(path / shard.file, DTYPES[dataset.dtype], shard.tokens)
@@ -148,9 +150,6 @@ def verify_dataset(dataset: Dataset) -> None:
                         f"{dataset.path / name} is damaged: its xxh3 is {found}, the index says {expected}; "
                         "copy the dataset again or prepare it again"
                     )
-    found = dataset_fingerprint(dataset.dtype, dataset.tokenizer, dataset.train, dataset.validation)
-    if found != dataset.fingerprint:
-        raise DataError(f"{dataset.path / INDEX} was changed: fingerprint {found}, it says {dataset.fingerprint}")
 
 
 def _read_index(path: Path) -> Dataset:
@@ -172,7 +171,14 @@ def _read_index(path: Path) -> Dataset:
         dtype = index["dtype"]
         if dtype not in DTYPES:
             raise ValueError(f"dtype {dtype}")
-        return Dataset(path, dtype, TokenizerInfo(**index["tokenizer"]), train, validation, index["fingerprint"])
+        tokenizer = TokenizerInfo(**index["tokenizer"])
+        fingerprint = dataset_fingerprint(dtype, tokenizer, train, validation)
+        if fingerprint != index["fingerprint"]:
+            raise DataError(
+                f"{file} was changed: its content has the fingerprint {fingerprint}, it says {index['fingerprint']}: "
+                "copy or prepare the dataset again"
+            )
+        return Dataset(path, dtype, tokenizer, train, validation, fingerprint)
     except (ValueError, KeyError, TypeError, OSError) as error:
         raise DataError(
             f"{file} cannot be read ({type(error).__name__}: {error}): copy or prepare the dataset again"

@@ -1,10 +1,9 @@
 """Checkpoints of a run: written whole or not at all, verified before they are read, the newest good one found."""
 
 import json
-import os
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -75,7 +74,7 @@ def save(root: Path, engine: Saves, state: RunState, identity: Identity, extra: 
                 unfinished.mkdir(parents=True)
         mine: dict[str, tuple[int, str]] = {}
         with dist.together():
-            mine = _write(engine, unfinished)
+            mine = engine.save(unfinished)
         files = {name: record for part in dist.gather(mine) for name, record in part.items()}
         with dist.together():
             if dist.rank() == 0:
@@ -95,18 +94,6 @@ def save(root: Path, engine: Saves, state: RunState, identity: Identity, extra: 
     }
 
 
-def _write(engine: Saves, unfinished: Path) -> dict[str, tuple[int, str]]:
-    try:
-        return engine.save(unfinished)
-    except RuntimeError as error:  # torch.save wraps the OSError of its file in one of these
-        cause: BaseException | None = error
-        while cause is not None and not isinstance(cause, OSError):
-            cause = cause.__cause__ or cause.__context__
-        if cause is None:
-            raise
-        raise OSError(*cause.args) from error
-
-
 def _commit(
     unfinished: Path,
     final: Path,
@@ -115,6 +102,12 @@ def _commit(
     identity: Identity,
     extra: Mapping[str, Any],
 ) -> None:
+    for name, (size, _) in files.items():
+        if not (unfinished / name).is_file() or (unfinished / name).stat().st_size != size:
+            raise CheckpointError(
+                f"{unfinished / name} was written by another rank and is not here: run.dir must be on a disk that all "
+                "nodes share"
+            )
     manifest = {
         "format": FORMAT,
         "state": state.to_dict(),
@@ -137,6 +130,14 @@ def latest_name(root: Path) -> str | None:
     except OSError:
         return None
     return name if name and (root / name / MANIFEST).is_file() else None
+
+
+def set_aside(root: Path, names: Sequence[str]) -> None:
+    """Renames damaged checkpoints, so that they count no more and can still be looked at. Rank 0 only."""
+    for name in names:
+        target = root / f"damaged-{name}"
+        shutil.rmtree(target, ignore_errors=True)
+        (root / name).rename(target)
 
 
 def clean(root: Path, keep_last: int | None = None) -> list[str]:
@@ -192,7 +193,7 @@ def newest_good(root: Path, tell: Callable[[str, str], None]) -> Found | None:
         try:
             found = Found(root / name, read_manifest(root / name))
             mine = damage(found, dist.rank(), dist.size())
-        except CheckpointError as error:
+        except (CheckpointError, OSError) as error:
             found, mine = None, str(error)
         wrong = next((d for d in dist.gather(mine) if d is not None), None)
         if wrong is None:
@@ -219,9 +220,3 @@ def check_identity(found: Found, identity: Identity) -> None:
         ]
         if changed:
             raise CheckpointError(f"{found.folder}: {'; '.join(changed)}: {remedy}")
-
-
-def free_bytes(folder: Path) -> int:
-    """Free bytes on the disk of `folder`, for this user."""
-    stats = os.statvfs(folder)
-    return stats.f_bavail * stats.f_frsize

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from scaletrain.config.deepspeed import offloads_optimizer
 from scaletrain.config.schema import Optim
 from scaletrain.data.rows import Batch
 from scaletrain.engine.files import HashedWriter
@@ -50,10 +51,14 @@ class Engine:
         self._clips = optim.grad_clip if self._zero_stage == 0 and not half else None
         if self._clips is not None:
             config = {**config, "gradient_clipping": 0.0}
+        # ... and in fp16 it tells the norm of the gradients as they are scaled against underflow.
+        self._scaled_norm = self._zero_stage == 0 and bool(config.get("fp16", {}).get("enabled"))
         self._skipped = 0
         self._files = HashedWriter()
         self._engine, self.group_names = _initialize(task, config, optim, device)
         self._engine.checkpoint_engine = _checkpoint_engine(self._files)
+        # DeepSpeed's recovery scripts would be copied past our writer; `scaletrain export` is in their place.
+        self._engine._copy_recovery_script = lambda save_path: None
 
     @property
     def skipped_steps(self) -> int:
@@ -89,7 +94,10 @@ class Engine:
             engine.step()
             return norm, skipped
         engine.step()
-        return engine.get_global_grad_norm(), not engine.was_step_applied()
+        norm = engine.get_global_grad_norm()
+        if self._scaled_norm:
+            norm = norm / engine.optimizer.loss_scale_config.cur_scale
+        return norm, not engine.was_step_applied()
 
     @torch.no_grad()
     def eval_step(self, batch: Batch) -> Sums:
@@ -148,7 +156,7 @@ def _initialize(task: Task, config: dict[str, Any], optim: Optim, device: torch.
 def _optimizer(groups: list[dict[str, Any]], config: dict[str, Any], optim: Optim) -> torch.optim.Optimizer:
     # lr is set before each step. It must be 0 until then: DeepSpeed takes a step on zero gradients at some stages.
     settings: dict[str, Any] = {"lr": 0.0, "betas": optim.betas, "eps": optim.eps}
-    if config["zero_optimization"].get("offload_optimizer", {}).get("device", "none") != "none":
+    if offloads_optimizer(config):
         from deepspeed.ops.adam import DeepSpeedCPUAdam  # compiled at first use, about a minute
 
         return DeepSpeedCPUAdam(groups, adamw_mode=True, **settings)  # type: ignore[no-any-return]

@@ -16,6 +16,7 @@ import torch
 from scaletrain.errors import ConfigError
 from scaletrain.runtime.dist import World
 from scaletrain.runtime.files import write_json, write_whole
+from scaletrain.runtime.machine import cores
 
 _PACKAGES = ("scaletrain", "torch", "deepspeed", "transformers", "tokenizers", "datasets", "numpy")
 
@@ -35,12 +36,17 @@ def hold(folder: Path) -> IO[str]:
         ) from error
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
+    except BlockingIOError as error:
         file.seek(0)
         holder = file.read().strip() or "another process"
         file.close()
         raise ConfigError(
             f"run.dir={folder} is in use by {holder}: wait for that run, stop it, or choose another run.dir"
+        ) from error
+    except OSError as error:
+        raise ConfigError(
+            f"run.dir={folder} cannot be locked ({error.strerror}): mount its file system with locks, or choose a "
+            "run.dir on another"
         ) from error
     file.truncate(0)
     file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
@@ -63,7 +69,7 @@ def environment(world: World, device: torch.device, deepspeed: dict[str, Any]) -
         "host": socket.gethostname(),
         "platform": platform.platform(),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else _cpu_name(),
-        "cores": len(os.sched_getaffinity(0)),
+        "cores": cores(),
         "threads": torch.get_num_threads(),
         "world": {"ranks": world.size, "nodes": world.nodes, "ranks_on_node": world.local_size},
         "deepspeed_config": deepspeed,

@@ -1,7 +1,8 @@
 """The loop: read, step, count; and when due log, evaluate, save or stop."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -60,7 +61,9 @@ class Trainer:
     progress: RunProgress
     stop: StopRequest
     state: RunState
-    saved_step: int | None = None
+    saved_step: int | None = None  # of the checkpoint at hand
+    evaluated_step: int | None = None  # of the last evaluation in metrics.jsonl
+    _fault: OSError | None = None
 
     @property
     def checkpoints(self) -> Path:
@@ -68,20 +71,23 @@ class Trainer:
 
     def run(self) -> str | None:
         """Trains to the end or to a stop. Returns None at the end, else why it stopped; either way all is saved."""
-        limit, first_step = self.recipe.train.max_hours, self.state.step
+        limit = self.recipe.train.max_hours
         deadline = time.monotonic() + limit * 3600 if limit else None
         loader = self.open_loader(self.state.samples_seen)
         stopped = None
+        self._evaluate_if(due=self._due(self.recipe.evaluate.every_steps))  # a kill came between the save and this
         try:
             while self.state.step < self.plan.total_steps and stopped is None:
                 late = deadline is not None and time.monotonic() >= deadline
                 stopped = self._step(loader, late)
         finally:
             loader.close()
-        trained = self.state.step > first_step
-        self._evaluate_if(due=trained and stopped is None and not self._due(self.recipe.evaluate.every_steps))
-        self._save_if(due=self.saved_step != self.state.step)
-        self.events.write("stop" if stopped else "end", self.state.step, **({"reason": stopped} if stopped else {}))
+        self._save_if(due=True)
+        self._evaluate_if(due=stopped is None)
+        self._record("stop" if stopped else "end", **({"reason": stopped} if stopped else {}))
+        # All wait for rank 0's last lines: a launcher ends the ranks that are left as soon as one exits.
+        (faults,) = dist.sum_integers([self._fault is not None])
+        self._share_faults(faults)
         return stopped
 
     def close(self) -> None:
@@ -96,26 +102,30 @@ class Trainer:
         batches = next(loader)
         waited = time.perf_counter() - began
         mine = sum(self.task.weight(batch) for batch in batches)
-        # The one exchange a step on the host: all ranks learn the divisor and whether any was told to stop.
-        weight, signals, deadlines = dist.sum_integers([mine, self.stop.signal is not None, late])
+        # The one exchange a step on the host: all ranks learn the divisor, and whether any should stop or cannot write.
+        flags = [self.stop.signal is not None, late, self._fault is not None]
+        weight, signals, deadlines, faults = dist.sum_integers([mine, *flags])
+        self._share_faults(faults)
         lr = lr_at(self.state.step, self.recipe.optim, self.plan.total_steps)
         result = self.engine.train_step(batches, lr, weight)
         batch = self.plan.global_batch
         self.state = self.state.advance(batch, batch * self.plan.tokens_per_sample)
         self._report(result, lr, began, waited)
-        self._evaluate_if(due=self._due(self.recipe.evaluate.every_steps))
         self._save_if(due=self._due(self.recipe.checkpoint.every_steps))
         if signals:
             return self.stop.signal or "signal on another rank"
-        return f"train.max_hours={self.recipe.train.max_hours:g} is over" if deadlines else None
+        if deadlines:
+            return f"train.max_hours={self.recipe.train.max_hours:g} is over"
+        self._evaluate_if(due=self._due(self.recipe.evaluate.every_steps))
+        return None
 
     def _due(self, every: int | None) -> bool:
-        return every is not None and self.state.step % every == 0
+        return every is not None and self.state.step > 0 and self.state.step % every == 0
 
     def _report(self, result: StepResult, lr: float, began: float, waited: float) -> None:
         step = self.state.step
         if result.skipped:
-            self.events.write("skip", step, reason="gradients not finite", samples_seen=self.state.samples_seen)
+            self._record("skip", reason="gradients not finite", samples_seen=self.state.samples_seen)
         if not (self._due(self.recipe.log.every_steps) or step in (1, self.plan.total_steps)):
             self.meter.add(time.perf_counter() - began, waited)
             self.progress.step(step)
@@ -136,29 +146,49 @@ class Trainer:
         self.progress.metrics(step, values)
 
     def _evaluate_if(self, *, due: bool) -> None:
-        if not due or self.validation is None:
+        if not due or self.validation is None or self.evaluated_step == self.state.step:
             return
         began = time.perf_counter()
         wanted = self.recipe.evaluate
         size = wanted.batch_size or self.plan.micro_batch
         found = evaluate(self.engine, self.task, self.validation, size, wanted.max_samples)
+        self.evaluated_step = self.state.step
         self._write({f"eval_{name}": value for name, value in found.items()})
-        self.events.write("evaluate", self.state.step, seconds=time.perf_counter() - began, **found)
+        self._record("evaluate", seconds=time.perf_counter() - began, **found)
         self.progress.say(
             f"step {self.state.step}  validation "
             + "  ".join(f"{k.replace('_', ' ')} {v:.4f}" for k, v in found.items())
         )
 
     def _save_if(self, *, due: bool) -> None:
-        if not due:
+        if not due or self.saved_step == self.state.step:
             return
         extra = {"recipe": self.recipe.model_dump(mode="json"), "time": time.time()}
         saved = checkpoint.save(self.checkpoints, self.engine, self.state, self.identity, extra)
         self.saved_step = self.state.step
-        self.events.write("checkpoint", self.state.step, **saved)
+        self._record("checkpoint", **saved)
         if dist.rank() == 0:
             checkpoint.clean(self.checkpoints, self.recipe.checkpoint.keep_last)
 
     def _write(self, values: dict[str, Any]) -> None:
-        for sink in self.sinks:
-            sink.write(self.state.step, values)
+        with self._noting_faults():
+            for sink in self.sinks:
+                sink.write(self.state.step, values)
+
+    def _record(self, event: str, **values: Any) -> None:
+        with self._noting_faults():
+            self.events.write(event, self.state.step, **values)
+
+    @contextmanager
+    def _noting_faults(self) -> Iterator[None]:
+        """Only rank 0 writes these files: a full disk is told to all ranks at the next step, so that none is left."""
+        try:
+            yield
+        except OSError as error:
+            self._fault = self._fault or error
+
+    def _share_faults(self, faults: int) -> None:
+        if faults:
+            with dist.together():
+                if self._fault is not None:
+                    raise self._fault

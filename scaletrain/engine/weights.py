@@ -2,28 +2,39 @@
 
 import contextlib
 import io
+import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from scaletrain.engine.checkpoint import Found, damage, latest_name, read_manifest
+from scaletrain.engine.checkpoint import MANIFEST, Found, damage, newest_good, read_manifest
 from scaletrain.errors import CheckpointError
 
 
-def find_checkpoint(path: Path) -> Found:
-    """The checkpoint that `path` means: a checkpoint folder itself, or a run's newest one. Verified."""
-    folder = path
-    if not (path / "manifest.json").is_file():
-        root = path / "checkpoints"
-        name = latest_name(root)
-        if name is None:
-            raise CheckpointError(f"{path}: holds no checkpoint: train first, or give a checkpoint folder")
-        folder = root / name
-    found = Found(folder, read_manifest(folder))
-    if (wrong := damage(found)) is not None:
-        raise CheckpointError(f"{folder}: {wrong}: give an older checkpoint folder instead")
-    return found
+def find_checkpoint(path: Path, tell: Callable[[str, str], None] = lambda name, why: None) -> Found:
+    """The checkpoint that `path` means: a checkpoint folder itself, or the one that a run would resume from. Verified.
+
+    `tell(name, why)` hears of each newer one of the run that is damaged and was passed over.
+    """
+    path = Path(os.path.abspath(path))  # noqa: PTH100 (keeps a link a link); "." has no parent and no name
+    if (path / MANIFEST).is_file() or path.name.startswith("step-"):
+        found = Found(path, read_manifest(path))
+        if (wrong := damage(found)) is not None:
+            raise CheckpointError(f"{path}: {wrong}: give an older checkpoint folder instead")
+        return found
+    passed: list[tuple[str, str]] = []
+    try:
+        newest = newest_good(path / "checkpoints", lambda name, why: passed.append((name, why)))
+    except CheckpointError as error:
+        reasons = "; ".join(f"{name}: {why}" for name, why in passed)
+        raise CheckpointError(f"{path}: no checkpoint is whole ({reasons}): restore one from a copy") from error
+    if newest is None:
+        raise CheckpointError(f"{path}: holds no checkpoint: train first, or give a checkpoint folder")
+    for name, why in passed:
+        tell(name, why)
+    return newest
 
 
 def read_weights(found: Found) -> dict[str, torch.Tensor]:

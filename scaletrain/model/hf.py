@@ -1,6 +1,8 @@
 """Hugging Face in and out: weights from a folder, a folder or a model in memory from weights."""
 
 import json
+import os
+import re
 import shutil
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
@@ -76,22 +78,19 @@ def write_folder(
     """Writes config, generation config, safetensors (files of up to 5 GB) and the tokenizer's files to `folder`.
 
     Under a temporary name first, then renamed: a kill leaves no folder that looks complete. Replaces an earlier export.
+    OSError, with its path, when the disk is full or refuses; what was written is then removed.
     """
-    from huggingface_hub import save_torch_state_dict
-
-    folder = Path(folder)
+    folder = Path(os.path.abspath(folder))  # noqa: PTH100 (keeps a link a link); "." has no name
     if folder.exists() and any(folder.iterdir()) and not (folder / "config.json").is_file():
         raise ConfigError(f"{folder} is not empty and no earlier export (no config.json): choose another folder")
     partial = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
-    for file in sorted(tokenizer_dir.iterdir()) if tokenizer_dir is not None else []:
-        if file.is_file():
-            shutil.copyfile(file, partial / file.name)
-    hf_config(arch, eos_id=eos_id, bos_id=bos_id, dtype=dtype).save_pretrained(partial)
-    _generation_config(eos_id, bos_id).save_pretrained(partial)
-    tensors = {name: _with_own_memory(tensor.to(dtype)) for name, tensor in to_hf(arch, state).items()}
-    save_torch_state_dict(tensors, partial, max_shard_size="5GB", metadata={"format": "pt"})
+    try:
+        _write_files(partial, arch, state, dtype, eos_id, bos_id, tokenizer_dir)
+    except OSError as error:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise OSError(error.errno, error.strerror, str(error.filename2 or error.filename or folder)) from error
     if folder.exists():
         old = folder.with_name(f".{folder.name}.old")
         shutil.rmtree(old, ignore_errors=True)
@@ -100,6 +99,32 @@ def write_folder(
         shutil.rmtree(old)
     else:
         partial.rename(folder)
+
+
+def _write_files(
+    partial: Path,
+    arch: Architecture,
+    state: Mapping[str, Tensor],
+    dtype: torch.dtype,
+    eos_id: int | None,
+    bos_id: int | None,
+    tokenizer_dir: Path | None,
+) -> None:
+    from huggingface_hub import save_torch_state_dict
+    from safetensors import SafetensorError
+
+    for file in sorted(tokenizer_dir.iterdir()) if tokenizer_dir is not None else []:
+        if file.is_file():
+            shutil.copyfile(file, partial / file.name)
+    hf_config(arch, eos_id=eos_id, bos_id=bos_id, dtype=dtype).save_pretrained(partial)
+    _generation_config(eos_id, bos_id).save_pretrained(partial)
+    tensors = {name: _with_own_memory(tensor.to(dtype)) for name, tensor in to_hf(arch, state).items()}
+    try:
+        save_torch_state_dict(tensors, partial, max_shard_size="5GB", metadata={"format": "pt"})
+    except SafetensorError as error:  # its Rust code tells an OSError in words: "... (os error 28)"
+        if (code := re.search(r"os error (\d+)", str(error))) is None:
+            raise
+        raise OSError(int(code[1]), os.strerror(int(code[1]))) from error
 
 
 def _with_own_memory(tensor: Tensor) -> Tensor:

@@ -10,9 +10,9 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from scaletrain.errors import ScaleTrainError
+from scaletrain.errors import ClusterError, ScaleTrainError
 
-TIMEOUT = timedelta(minutes=30)
+TIMEOUT = timedelta(minutes=30)  # torch's default too, which is all that the groups ZeRO makes itself take
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,13 @@ class World:
 
 
 def device_of(world: World) -> torch.device:
-    """The GPU of this rank, or the CPU where there is none."""
+    """The GPU of this rank, or the CPU where there is none. ClusterError when there are fewer GPUs than ranks."""
+    gpus = torch.cuda.device_count()
+    if 0 < gpus <= world.local_rank:
+        raise ClusterError(
+            f"rank {world.rank} is number {world.local_rank} on this node, which shows {gpus} GPUs: start one rank a "
+            "GPU, and let each rank see all GPUs of the node"
+        )
     return torch.device("cuda", world.local_rank) if torch.cuda.is_available() else torch.device("cpu")
 
 
@@ -46,8 +52,6 @@ def start(world: World) -> None:
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
     if torch.cuda.is_available():
         torch.cuda.set_device(world.local_rank)
-    # ZeRO makes its own groups without a time-out: torch's default is the only one they take.
-    dist.distributed_c10d.default_pg_timeout = TIMEOUT
     # One rank needs no port: a store in memory cannot meet another run's port.
     store = torch._C._distributed_c10d.HashStore() if world.size == 1 else None
     # torch's env:// knows that torchrun's agent holds the store already; DeepSpeed reads the variables as well.
@@ -59,15 +63,15 @@ def start(world: World) -> None:
         MASTER_PORT=str(world.master_port or 0),
     )
     init = "env://" if store is None else None
-    dist.init_process_group(
-        backend, init_method=init, store=store, rank=world.rank, world_size=world.size, timeout=TIMEOUT
-    )
-
-
-def stop() -> None:
-    """Leaves the group; without this NCCL warns at exit."""
-    if dist.is_initialized():
-        dist.destroy_process_group()
+    try:
+        dist.init_process_group(
+            backend, init_method=init, store=store, rank=world.rank, world_size=world.size, timeout=TIMEOUT
+        )
+    except dist.DistError as error:
+        raise ClusterError(
+            f"rank {world.rank} cannot meet the others at {world.master_address}:{world.master_port} "
+            f"({str(error).splitlines()[0]}): is the port taken by another run? Give --master_port another number"
+        ) from error
 
 
 def rank() -> int:
@@ -76,12 +80,6 @@ def rank() -> int:
 
 def size() -> int:
     return dist.get_world_size() if dist.is_initialized() else 1
-
-
-def barrier() -> None:
-    """Waits for all ranks, over gloo: an empty NCCL barrier would occupy the GPU."""
-    if size() > 1:
-        dist.all_reduce(torch.zeros(1))
 
 
 def sum_integers(values: Sequence[int]) -> list[int]:
@@ -99,15 +97,6 @@ def sum_tensors(tensor: torch.Tensor) -> torch.Tensor:
         tensor = tensor.clone()
         dist.all_reduce(tensor)
     return tensor
-
-
-def max_number(value: float) -> float:
-    """The largest `value` of any rank."""
-    if size() == 1:
-        return value
-    tensor = torch.tensor([value], dtype=torch.float64)
-    dist.all_reduce(tensor, op=dist.ReduceOp.MAX)
-    return float(tensor.item())
 
 
 def gather(value: Any) -> list[Any]:

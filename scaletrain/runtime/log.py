@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TextIO
 
+from scaletrain.errors import ConfigError
+
 
 @dataclass(frozen=True)
 class Terminal:
@@ -22,14 +24,19 @@ def divert(log_file: Path) -> Terminal:
 
     Works on file descriptors: DeepSpeed, gloo and NCCL write past Python's sys.stdout.
     """
-    log_file.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        log_file.parent.mkdir(parents=True, exist_ok=True)
+        handle = os.open(log_file, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    except OSError as error:
+        raise ConfigError(
+            f"{log_file} cannot be written ({error.strerror}): move what is in its place, or choose another run.dir"
+        ) from error
     sys.stdout.flush()
     sys.stderr.flush()
     terminal = Terminal(
         out=os.fdopen(os.dup(1), "w", buffering=1, encoding="utf-8", errors="replace"),
         err=os.fdopen(os.dup(2), "w", buffering=1, encoding="utf-8", errors="replace"),
     )
-    handle = os.open(log_file, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     os.dup2(handle, 1)
     os.dup2(handle, 2)
     os.close(handle)

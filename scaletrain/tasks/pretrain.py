@@ -7,7 +7,7 @@ from pathlib import Path
 from torch import nn
 
 from scaletrain.config.architecture import Architecture
-from scaletrain.data.rows import IGNORED, Batch, Rows, TokenRows
+from scaletrain.data.rows import IGNORED, Batch, Rows, split_rows
 from scaletrain.data.shards import Dataset, Split
 from scaletrain.model.checkpointing import apply_activation_checkpointing
 from scaletrain.model.gpt import GPT
@@ -46,7 +46,7 @@ class PretrainTask:
             load_weights(model, self._init_from, gather)
 
     def rows(self, split: Split) -> Rows:
-        return TokenRows(self.dataset, split, self.context, partial=split == "validation")
+        return split_rows(self.dataset, split, self.context, partial=split == "validation")
 
     def weight(self, batch: Batch) -> int:
         return int((batch["labels"] != IGNORED).sum())

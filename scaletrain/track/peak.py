@@ -1,14 +1,17 @@
 """The rate that a device's matrix units can reach: what MFU divides by."""
 
+import re
 import time
 from dataclasses import dataclass
 
 import torch
 
 # Dense bf16/fp16 FLOP/s without sparsity, from NVIDIA's and AMD's data sheets (their headline figures for Hopper and
-# Blackwell are with 2:4 sparsity, twice these). The first name that is part of the device's name counts.
+# Blackwell are with 2:4 sparsity, twice these). The first key that stands in the device's name as whole words counts.
 DENSE_BF16_PEAK: dict[str, float] = {
+    "GB200": 2500e12,
     "B200": 2250e12,
+    "GH200": 989e12,
     "H200": 989e12,
     "H100 PCIe": 756e12,
     "H100 NVL": 835e12,
@@ -45,11 +48,21 @@ def peak_of(device: torch.device, dtype: torch.dtype) -> Peak:
         rate = measure_matrix_rate(device, dtype)
         return Peak(rate, f"measured {_SIZE} x {_SIZE} {str(dtype).removeprefix('torch.')} product")
     name = torch.cuda.get_device_name(device)
-    found = next((rate for key, rate in DENSE_BF16_PEAK.items() if key in name), None)
+    found = dense_bf16_peak(name)
     if found is None or dtype == torch.float32:
         rate = measure_matrix_rate(device, dtype)
         return Peak(rate, f"measured {_SIZE} x {_SIZE} {str(dtype).removeprefix('torch.')} product on {name}")
     return Peak(found, f"data sheet, {name}, dense bf16")
+
+
+def dense_bf16_peak(name: str) -> float | None:
+    """The data sheet's FLOP/s of the device called `name`; None if unknown, as a laptop's slower chip of the same name.
+
+    "A100" is part of "RTX A1000" and "L4" of "L40": only whole words count.
+    """
+    if "Laptop" in name:
+        return None
+    return next((rate for key, rate in DENSE_BF16_PEAK.items() if re.search(rf"\b{key}\b", name)), None)
 
 
 def measure_matrix_rate(device: torch.device, dtype: torch.dtype, rounds: int = 8) -> float:

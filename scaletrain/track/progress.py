@@ -11,10 +11,14 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 class RunProgress:
     """Shows step, loss, tokens/s, MFU and the time left. With no stream (ranks other than 0) it shows nothing."""
 
-    def __init__(self, stream: TextIO | None, total_steps: int, done: int) -> None:
+    def __init__(self, stream: TextIO | None, total_steps: int) -> None:
         self._console = Console(file=stream, highlight=False, soft_wrap=True) if stream is not None else None
-        self._total, self._first, self._began = total_steps, done, time.monotonic()
+        self._total, self._first, self._began = total_steps, 0, time.monotonic()
         self._bar: Progress | None = None
+
+    def start(self, step: int) -> None:
+        """Shows the bar, in a terminal; training goes on from `step`."""
+        self._first, self._began = step, time.monotonic()
         if self._console is not None and self._console.is_terminal:
             self._bar = Progress(
                 TextColumn("step"),
@@ -24,13 +28,20 @@ class RunProgress:
                 TimeRemainingColumn(),
                 console=self._console,
             )
-            self._task = self._bar.add_task("train", total=total_steps, completed=done, told="first step")
+            self._task = self._bar.add_task("train", total=self._total, completed=step, told="first step")
             self._bar.start()
 
     def say(self, line: str) -> None:
         """One line of its own, above the bar."""
-        if self._console is not None:
+        self._print(line)
+
+    def _print(self, line: str) -> None:
+        if self._console is None:
+            return
+        try:
             self._console.print(line, markup=False)
+        except OSError:  # the terminal or the pipe is gone: nobody looks, and the run is worth more than the line
+            self._console = None
 
     def step(self, step: int) -> None:
         if self._bar is not None:
@@ -46,10 +57,9 @@ class RunProgress:
             self._bar.update(self._task, completed=step, told=told)
             return
         left = (time.monotonic() - self._began) / max(1, step - self._first) * (self._total - step)
-        self._console.print(
+        self._print(
             f"step {step}/{self._total}  {told}  lr {values['lr']:.2e}  grad norm {values['grad_norm']:.2f}  "
-            f"left {_clock(left)}",
-            markup=False,
+            f"left {_clock(left)}"
         )
 
     def close(self) -> None:

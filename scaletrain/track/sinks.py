@@ -72,6 +72,12 @@ class Events:
             file.write(json.dumps(line) + "\n")
 
 
+def last_evaluation(path: Path) -> int | None:
+    """The step of the last evaluation in a metrics.jsonl; None without one."""
+    steps = [line["step"] for line in read_lines(path) if any(name.startswith("eval_") for name in line)]
+    return max(steps, default=None)
+
+
 def read_lines(path: Path) -> list[dict[str, Any]]:
     """The objects of a JSON-lines file; a last line that a kill tore is left out."""
     lines = []

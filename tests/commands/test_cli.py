@@ -1,5 +1,11 @@
 """The command line as a program of its own."""
 
+import errno
+import os
+
+import pytest
+
+from scaletrain import cli
 from tests.conftest import run_program, scaletrain
 
 CLI = ("-c", "from scaletrain.cli import main; main()")
@@ -22,3 +28,26 @@ def test_a_fault_of_the_input_is_one_line_and_exit_code_2() -> None:
     done = run_program(*CLI, "export", "nowhere", "out")
     assert (done.code, done.out) == (2, "")
     assert done.err == "error: nowhere is not a folder: give a run, a checkpoint or a Hugging Face folder\n"
+
+
+@pytest.mark.parametrize("code", cli.REMEDIES)
+def test_what_the_file_system_refuses_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], code: int
+) -> None:
+    def app() -> None:
+        raise OSError(code, os.strerror(code), "some/path")
+
+    monkeypatch.setattr(cli, "app", app)
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert ended.value.code == 2
+    assert capsys.readouterr().err == f"error: some/path: {os.strerror(code)}: {cli.REMEDIES[code]}\n"
+
+
+def test_any_other_fault_of_the_system_is_a_defect(monkeypatch: pytest.MonkeyPatch) -> None:
+    def app() -> None:
+        raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+
+    monkeypatch.setattr(cli, "app", app)
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        cli.main()

@@ -3,12 +3,15 @@
     python tests/config/deepspeed_keys.py        (writes scaletrain/config/deepspeed_keys.json)
 
 DeepSpeed's typed sections (pydantic) give their fields; the others are found by handing its own readers a dict that
-writes down which keys they ask for. A key maps to null (a value, or a section of any keys) or to its section's table.
+writes down which keys they ask for. A key maps to its section's table or to what its value is: "bool", "int", "float",
+"str", "section" (of any keys), a list of words, or null where DeepSpeed declares no type.
 """
 
 import json
+from enum import Enum
 from pathlib import Path
-from typing import Any
+from types import UnionType
+from typing import Any, Union, get_args, get_origin
 
 from pydantic import BaseModel
 
@@ -44,18 +47,32 @@ class Probe(dict[str, Any]):
         return self
 
     def table(self) -> dict[str, Any]:
-        return {k: v.table() if isinstance(v := dict.get(self, k), Probe) else None for k in sorted(self.asked)}
+        values = {key: dict.get(self, key) for key in sorted(self.asked)}
+        other = {key: "section" if isinstance(value, dict) else None for key, value in values.items()}
+        return other | {key: value.table() for key, value in values.items() if isinstance(value, Probe)}
 
 
 def typed(model: type[BaseModel]) -> dict[str, Any]:
     """The fields and aliases of one of DeepSpeed's typed sections, sections inside it included."""
     out: dict[str, Any] = {}
     for name, field in model.model_fields.items():
-        kinds = [a for a in (field.annotation, *getattr(field.annotation, "__args__", ())) if isinstance(a, type)]
-        inner = next((k for k in kinds if issubclass(k, BaseModel)), None)
         for key in {name, field.alias or name}:
-            out[key] = typed(inner) if inner else None
+            out[key] = kind_of(field.annotation)
     return dict(sorted(out.items()))
+
+
+def kind_of(annotation: Any) -> Any:
+    """What the table says of one field: of `X | None` what it says of X, of any other union nothing."""
+    parts = [part for part in get_args(annotation) or (annotation,) if part is not type(None)]
+    kind = parts[0] if len(parts) == 1 and get_origin(annotation) in (None, Union, UnionType) else None
+    if not isinstance(kind, type):
+        return None
+    if issubclass(kind, BaseModel):
+        return typed(kind)
+    if issubclass(kind, Enum):
+        words = [word.value for word in kind]
+        return words if all(isinstance(word, str) for word in words) else None
+    return {bool: "bool", int: "int", float: "float", str: "str", Path: "str"}.get(kind)
 
 
 def asked_for() -> dict[str, Any]:

@@ -116,6 +116,48 @@ def test_an_unknown_key_of_any_level_is_refused(config: dict[str, Any], line: st
     assert line in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("config", "line"),
+    [
+        (
+            {"zero_optimization": {"overlap_comm": "sometimes"}},
+            "zero_optimization.overlap_comm=sometimes should be true",
+        ),
+        (
+            {"zero_optimization": {"overlap_comm": 1}},
+            "zero_optimization.overlap_comm=1 should be true or false: mend it",
+        ),
+        (
+            {"zero_optimization": {"sub_group_size": 1.5}},
+            "zero_optimization.sub_group_size=1.5 should be a whole number",
+        ),
+        ({"zero_optimization": {"sub_group_size": float("inf")}}, "sub_group_size=Infinity should be a whole number"),
+        ({"zero_optimization": {"sub_group_size": True}}, "sub_group_size=true should be a whole number"),
+        (
+            {"zero_optimization": {"offload_optimizer": {"device": "gpu"}}},
+            "device=gpu should be one of none, cpu, nvme",
+        ),
+        ({"zero_optimization": {"offload_optimizer": {"device": []}}}, "device=[] should be one of none, cpu, nvme"),
+        ({"zero_optimization": {"offload_optimizer": {"ratio": "half"}}}, "ratio=half should be a number"),
+        ({"zero_optimization": {"offload_optimizer": True}}, "offload_optimizer=true should be a section: {buffer_c"),
+        ({"bf16": {"check_grad_overflow": {}}}, "bf16.check_grad_overflow={} should be true or false"),
+        ({"fp16": {"loss_scale": "dynamic"}}, "fp16.loss_scale=dynamic should be a number"),
+        ({"tensorboard": {"job_name": 5}}, "tensorboard.job_name=5 should be a text"),
+        ({"optimizer": {"params": 5}}, "optimizer.params=5 should be a section {...}"),
+    ],
+)
+def test_a_value_of_another_type_is_refused(config: dict[str, Any], line: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        check_keys(config, "my.json")
+    assert line in str(caught.value)
+    assert str(caught.value).count("\n") == 0
+
+
+def test_numbers_are_taken_as_deepspeed_takes_them() -> None:
+    zero = {"reduce_bucket_size": 5e8, "sub_group_size": 10**400, "overlap_comm": "auto", "allgather_bucket_size": None}
+    check_keys({"zero_optimization": zero, "fp16": {"loss_scale": 0}}, "my.json")
+
+
 def test_all_unknown_keys_are_told_at_once() -> None:
     with pytest.raises(ConfigError, match=r"3 problems\n  aa is.*\n  fp16\.bb is.*\n  amp is gone") as caught:
         check_keys({"aa": 1, "fp16": {"bb": 1}, "amp": {}, "bf16": {"enabled": True}}, "my.json")
@@ -271,6 +313,37 @@ def test_a_contradicting_precision_is_refused(preset: dict[str, Any], mine: str 
             "train.global_batch_size=0 should be at least 1 (from train_batch_size=0 in this file)",
         ),
         ({"zero_optimization": {"stage": 4}}, "zero_optimization.stage=4 is not a ZeRO stage"),
+        ({"zero_optimization": {"stage": [2]}}, "zero_optimization.stage=[2] is not a ZeRO stage"),
+        ({"zero_optimization": {"stage": "2"}}, "zero_optimization.stage=2 is not a ZeRO stage"),
+        ({"zero_optimization": {"stage": 2.0}}, "zero_optimization.stage=2.0 is not a ZeRO stage"),
+        (
+            {"zero_optimization": {"stage": 1, "compute_grad_norm": False}},
+            "zero_optimization.compute_grad_norm=false is not followed: each step's gradient norm is logged",
+        ),
+        (
+            {"zero_optimization": {"stage": 2, "offload_optimizer": {"device": "nvme"}}},
+            "zero_optimization.offload_optimizer.device=nvme is not followed: its files would go into a checkpoint",
+        ),
+        (
+            {"zero_optimization": {"stage": 3, "offload_param": {"device": "nvme"}}},
+            'unverified; write "cpu"',
+        ),
+        (
+            {"zero_optimization": {"stage": 2, "cpu_offload": True}},
+            'zero_optimization.cpu_offload=true is an old key: write offload_optimizer: {"device": "cpu"}, or remove',
+        ),
+        (
+            {"zero_optimization": {"stage": 3, "cpu_offload_param": False}},
+            'zero_optimization.cpu_offload_param=false is an old key: write offload_param: {"device": "cpu"}',
+        ),
+        (
+            {"zero_optimization": {"stage": 3, "stage3_gather_fp16_weights_on_model_save": True}},
+            "is an old key: write stage3_gather_16bit_weights_on_model_save, or remove it",
+        ),
+        (
+            {"checkpoint": {"load_universal": True}},
+            "is not followed: a resume takes the same ranks, ZeRO stage and prec",
+        ),
         (
             {"zero_optimization": {"offload_optimizer": {"device": "cpu"}}},
             "zero_optimization.offload_optimizer has no effect at stage 0: set zero_optimization.stage to 1, 2 or 3",
@@ -387,8 +460,7 @@ def test_the_stage_and_the_offload_are_read_in_every_spelling() -> None:
         ConfigError, match=r"zero_optimization\.stage=true is not a ZeRO stage: what is split is 0 \(no"
     ):
         zero_stage({"zero_optimization": {"stage": True}})
-    assert offloads_optimizer({"zero_optimization": {"offload_optimizer": {"device": "nvme"}}})
-    assert offloads_optimizer({"zero_optimization": {"cpu_offload": True}})
+    assert offloads_optimizer({"zero_optimization": {"offload_optimizer": {"device": "cpu"}}})
     assert not offloads_optimizer({"zero_optimization": {"offload_optimizer": {"device": "none"}}})
     assert not offloads_optimizer({"zero_optimization": {"offload_optimizer": None}})
     assert offloads_parameters({"zero_optimization": {"offload_param": {"device": "cpu"}}})

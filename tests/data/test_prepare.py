@@ -1,5 +1,6 @@
 """Preparing: the same shards for any number of processes, kills and full disks; each fault told in one line."""
 
+import errno
 import json
 import os
 import shutil
@@ -319,6 +320,19 @@ def test_second_prepare_on_one_output_is_refused(tokenizer: str, tmp_path: Path)
         pytest.raises(DataError, match=r"another prepare is at work in .*out\.partial: wait for it"),
     ):
         prepare_dataset(options_for(tmp_path, tokenizer, path), Recorder())
+
+
+@pytest.mark.parametrize("code", [errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP])
+def test_file_system_without_locks_is_not_taken_for_another_prepare(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr("fcntl.flock", refuse)
+    wanted = rf"out\.partial cannot be locked \({os.strerror(code)}\): mount its file system with locks, or choose"
+    with pytest.raises(DataError, match=wanted), hold(tmp_path / "out.partial"):
+        pass
 
 
 def test_killed_worker_is_told_with_the_remedy(source: Path, tokenizer: str, tmp_path: Path) -> None:

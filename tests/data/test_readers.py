@@ -2,8 +2,12 @@
 
 import gzip
 import json
+import os
+import shutil
 import subprocess
 import sys
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +39,39 @@ def read_with_findings(
 def write_jsonl(path: Path, texts: list[str]) -> Path:
     path.write_text("".join(json.dumps({"text": text, "id": i}) + "\n" for i, text in enumerate(texts)))
     return path
+
+
+@pytest.fixture
+def closed() -> Iterator[Path]:
+    """A folder with a.txt and a folder `shut` that this process, root or not, may not read."""
+    folder = Path(tempfile.mkdtemp())
+    folder.chmod(0o755)
+    (folder / "shut").mkdir(mode=0)
+    (folder / "a.txt").write_text("text")
+    is_root = os.geteuid() == 0
+    if is_root:
+        os.seteuid(65534)  # nobody
+    yield folder
+    if is_root:
+        os.seteuid(0)
+    (folder / "shut").chmod(0o700)
+    shutil.rmtree(folder)
+
+
+@pytest.mark.parametrize(
+    ("text", "pattern"),
+    [("", None), ("", "**/*.txt"), ("", "*/*.txt"), ("/**/*.txt", None), ("/s*/*.txt", None), ("/shut", "*")],
+)
+def test_a_folder_that_cannot_be_read_is_named_not_left_out(closed: Path, text: str, pattern: str | None) -> None:
+    with pytest.raises(DataError, match=r"input \S*/shut\S* cannot be read \(Permission denied\): make it readable"):
+        find_sources([f"{closed}{text}"], pattern, None, Reading())
+
+
+@pytest.mark.parametrize(("text", "pattern"), [("", "*.txt"), ("/*.txt", None), ("/a*", None), ("/a.txt", None)])
+def test_a_folder_that_a_glob_does_not_look_into_may_be_shut(closed: Path, text: str, pattern: str | None) -> None:
+    assert [source.name for source in find_sources([f"{closed}{text}"], pattern, None, Reading())] == [
+        str(closed / "a.txt")
+    ]
 
 
 def test_text_file_is_one_document_unless_a_separator_is_given(tmp_path: Path) -> None:

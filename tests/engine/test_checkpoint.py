@@ -170,6 +170,30 @@ def test_a_run_without_checkpoint_and_a_damaged_one_are_told(tmp_path: Path) -> 
         find_checkpoint(tmp_path)
 
 
+def test_damaged_ones_are_set_aside_and_no_longer_counted(tmp_path: Path) -> None:
+    for step in (5, 10):
+        save(tmp_path, step)
+    flip(tmp_path / "step-00000010" / "model.pt")
+    checkpoint.set_aside(tmp_path, ["step-00000010"])
+    save(tmp_path, 7)
+    checkpoint.clean(tmp_path, keep_last=2)
+    assert sorted(p.name for p in tmp_path.glob("*step*")) == [
+        "damaged-step-00000010",
+        "step-00000005",
+        "step-00000007",
+    ]
+
+
+def test_files_that_another_node_wrote_elsewhere_are_missed_before_the_rename(tmp_path: Path) -> None:
+    class Elsewhere(Weights):
+        def save(self, folder: Path) -> dict[str, tuple[int, str]]:
+            return {**super().save(folder), "rank-1.pt": (100, "abc")}
+
+    with pytest.raises(CheckpointError, match="rank-1.pt was written by another rank and is not here: run.dir must be"):
+        checkpoint.save(tmp_path, Elsewhere(1.0), RunState(5, 40, 320), IDENTITY, {})
+    assert newest(tmp_path) == (None, [])
+
+
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A file system of one megabyte."""

@@ -1,12 +1,17 @@
 """The engine against a bare torch loop, over ZeRO stages, ranks, accumulation and restarts."""
 
+import errno
 from pathlib import Path
 
 import pytest
 import torch
 
+from scaletrain.engine import checkpoint
+from scaletrain.engine.checkpoint import Identity
 from scaletrain.engine.engine import Engine
 from scaletrain.engine.evaluate import evaluate
+from scaletrain.engine.state import RunState
+from scaletrain.errors import CheckpointError
 from scaletrain.runtime import dist
 from tests.engine.tiny import TinyRows, TinyTask
 from tests.engine.training import OPTIM, engine_dict, largest_difference, train, train_plainly
@@ -118,3 +123,24 @@ def changed_decay(root: str) -> float:
     engine = Engine(TinyTask(), engine_dict(1, "fp32", 1), optim, torch.device("cpu"))
     engine.load(Path(root) / "step-00000002")
     return float(engine._engine.optimizer.param_groups[0]["weight_decay"])
+
+
+def save_with_a_full_disk_on_one_rank(root: str) -> str:
+    engine = Engine(TinyTask(), engine_dict(2, "fp32", dist.size()), OPTIM, torch.device("cpu"))
+    if dist.rank() == 1:
+        engine._files._write = full_disk  # type: ignore[method-assign]
+    try:
+        checkpoint.save(Path(root), engine, RunState(1, 8, 64), Identity({}, {}, {}), {})
+    except CheckpointError as error:
+        return str(error)
+    return "saved"
+
+
+def full_disk(value: object, path: Path) -> None:
+    raise OSError(errno.ENOSPC, "No space left on device", str(path))
+
+
+def test_a_disk_that_is_full_for_one_rank_is_told_by_all_and_leaves_none_waiting(tmp_path: Path) -> None:
+    for told in run_ranks(save_with_a_full_disk_on_one_rank, 2, str(tmp_path), seconds=60):
+        assert "checkpoint not written (No space left on device): free space there" in told
+    assert list(tmp_path.iterdir()) == []

@@ -51,7 +51,7 @@ def test_a_run_leaves_what_the_contract_says(whole: Path) -> None:
     assert [line["step"] for line in evaluated] == [6, 12]
     assert set(evaluated[0]) == {"step", "eval_loss", "eval_perplexity", "eval_bits_per_byte"}
     events = [line["event"] for line in read_lines(whole / "events.jsonl")]
-    assert events == ["start", "checkpoint", "evaluate", "checkpoint", "evaluate", "checkpoint", "end"]
+    assert events == ["start", "checkpoint", "evaluate", "checkpoint", "checkpoint", "evaluate", "end"]
     assert json.loads((whole / "environment.json").read_text())["world"]["ranks"] == 1
 
 
@@ -113,6 +113,26 @@ def test_killed_and_resumed_losses_equal_the_uninterrupted_ones(
     assert [line for line in metrics(run) if "eval_loss" in line] == [
         line for line in metrics(whole) if "eval_loss" in line
     ]
+
+
+def test_a_damaged_checkpoint_is_passed_over_and_a_lost_evaluation_made_up_for(
+    whole: Path, dataset: Dataset, tmp_path: Path
+) -> None:
+    recipe, run = write_recipe(tmp_path, dataset, tmp_path / "run"), tmp_path / "run"
+    assert pretrain(recipe, "checkpoint.every_steps=6").code == 0
+    newest = run / "checkpoints" / "step-00000012"
+    victim = next(newest.glob("*model_states.pt"))
+    victim.write_bytes(victim.read_bytes()[:-1] + b"?")
+    kept = [line for line in metrics(run) if not ("eval_loss" in line and line["step"] == 6)]
+    (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in kept))
+    done = pretrain(recipe, "checkpoint.every_steps=6")
+    assert done.code == 0, done.err
+    assert f"passed over step-00000012: {victim.name} is not as it was written" in done.out
+    assert losses(run) == losses(whole)
+    assert sorted((line["step"], line["eval_loss"]) for line in metrics(run) if "eval_loss" in line) == [
+        (line["step"], line["eval_loss"]) for line in metrics(whole) if "eval_loss" in line
+    ]
+    assert (run / "checkpoints" / "damaged-step-00000012").is_dir()
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from scaletrain.track.meter import Meter, peak_memory_bytes
-from scaletrain.track.peak import DENSE_BF16_PEAK, measure_matrix_rate, peak_of
+from scaletrain.track.peak import DENSE_BF16_PEAK, dense_bf16_peak, measure_matrix_rate, peak_of
 from scaletrain.track.progress import RunProgress
 
 
@@ -44,6 +44,26 @@ def test_gpu_peaks_are_dense_ones() -> None:
         assert not any(earlier in name for earlier in names[:position]), f"{name} is hidden by an earlier key"
 
 
+@pytest.mark.parametrize(
+    ("device", "key"),
+    [
+        ("NVIDIA A100-SXM4-80GB", "A100"),
+        ("NVIDIA H100 PCIe", "H100 PCIe"),
+        ("NVIDIA H100 80GB HBM3", "H100"),
+        ("NVIDIA GH200 480GB", "GH200"),
+        ("NVIDIA A10G", "A10G"),
+        ("NVIDIA L40", "L40"),
+        ("NVIDIA GeForce RTX 4090", "RTX 4090"),
+        ("NVIDIA RTX A1000", None),
+        ("NVIDIA RTX A4000", None),
+        ("NVIDIA L400", None),
+        ("NVIDIA GeForce RTX 4090 Laptop GPU", None),
+    ],
+)
+def test_a_device_is_known_by_whole_words_of_its_name(device: str, key: str | None) -> None:
+    assert dense_bf16_peak(device) == (None if key is None else DENSE_BF16_PEAK[key])
+
+
 def test_memory_in_use_is_told_in_bytes() -> None:
     assert 50e6 < peak_memory_bytes(torch.device("cpu")) < 1e12
 
@@ -51,11 +71,11 @@ def test_memory_in_use_is_told_in_bytes() -> None:
 def test_plain_lines_where_there_is_no_terminal_and_nothing_on_other_ranks() -> None:
     values = {"loss": 2.5, "tokens_per_second": 1234.0, "mfu": 0.5, "lr": 1e-3, "grad_norm": 1.0}
     stream = io.StringIO()
-    shown = RunProgress(stream, total_steps=10, done=0)
+    shown = RunProgress(stream, total_steps=10)
     shown.metrics(5, values)
     shown.say("one line")
     shown.close()
     lines = stream.getvalue().splitlines()
     assert lines[0].startswith("step 5/10  loss 2.5000  1,234 tok/s  mfu 50.0%  lr 1.00e-03")
     assert lines[1] == "one line"
-    RunProgress(None, 10, 0).metrics(5, values)
+    RunProgress(None, 10).metrics(5, values)

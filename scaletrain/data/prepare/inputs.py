@@ -1,7 +1,10 @@
 """Inputs as the user writes them (files, globs, folders, hf: names) as a sorted list of sources."""
 
 import glob
+import os
 from collections.abc import Iterator, Sequence
+from fnmatch import fnmatch
+from itertools import takewhile
 from pathlib import Path
 
 from scaletrain.data.prepare.readers import READERS
@@ -31,7 +34,10 @@ def find_sources(inputs: Sequence[str], pattern: str | None, kind: str | None, r
         raise DataError(f"--format {kind} is not known: it is one of {', '.join(READERS)}")
     sources: dict[str, Source] = {}
     for text in inputs:
-        found = list(_expand(text, pattern, kind, reading))
+        try:
+            found = list(_expand(text, pattern, kind, reading))
+        except OSError as error:
+            raise DataError(_unreadable(error)) from error
         if not found:
             raise DataError(_nothing(text, pattern))
         for source in found:
@@ -55,31 +61,66 @@ def _expand(text: str, pattern: str | None, kind: str | None, reading: Reading) 
     elif path.is_dir() and any((path / name).is_file() for name in _SAVED):
         yield _saved_dataset(path)
     elif path.is_dir():
-        files = path.glob(pattern) if pattern else (file for file in path.rglob("*") if _is_known(file, path, kind))
+        if pattern:
+            _check_readable(path, Path(pattern).parts)
+        files = path.glob(pattern) if pattern else (file for file in _visible_files(path) if _is_known(file, kind))
         yield from (_file(file, kind) for file in sorted(files) if file.is_file())
     elif path.is_file():
         yield _file(path, kind)
     elif glob.has_magic(text):
+        fixed = tuple(takewhile(lambda part: not glob.has_magic(part), path.parts))
+        _check_readable(Path(*fixed), path.parts[len(fixed) :])
         names = glob.glob(text, recursive=True)  # noqa: PTH207  (Path.glob refuses absolute patterns)
         yield from (_file(Path(name), kind) for name in sorted(names) if Path(name).is_file())
 
 
-def _is_known(file: Path, folder: Path, kind: str | None) -> bool:
-    hidden = any(part.startswith(".") for part in file.relative_to(folder).parts)
+def _visible_files(folder: Path) -> Iterator[Path]:
+    """The files below `folder`, hidden ones and linked folders aside; DataError for a folder that cannot be read.
+
+    Path.rglob and glob.glob pass over such a folder and say nothing.
+    """
+    for parent, folders, names in os.walk(folder, onerror=_refuse):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        yield from (Path(parent, name) for name in names if not name.startswith("."))
+
+
+def _check_readable(folder: Path, pattern: Sequence[str]) -> None:
+    """DataError for a folder below `folder` that a glob of these parts would look into and cannot read."""
+    is_deep = "**" in pattern
+    exact = pattern.index("**") if is_deep else len(pattern) - 1  # so many parts name folders, one a level
+    for parent, folders, _ in os.walk(folder, onerror=_refuse):
+        level = len(Path(parent).relative_to(folder).parts)
+        if level < exact:
+            folders[:] = [name for name in folders if fnmatch(name, pattern[level])]
+        elif not is_deep:
+            folders.clear()
+
+
+def _refuse(error: OSError) -> None:
+    if isinstance(error, FileNotFoundError):
+        return  # a glob below a folder that is not there matches nothing
+    raise DataError(_unreadable(error)) from error
+
+
+def _unreadable(error: OSError) -> str:
+    return (
+        f"input {error.filename} cannot be read ({error.strerror}): make it readable, or name the others by --input or "
+        "--glob"
+    )
+
+
+def _is_known(file: Path, kind: str | None) -> bool:
     name = file.with_suffix("") if file.suffix in COMPRESSED else file
-    return not hidden and (kind is not None or name.suffix.lower() in SUFFIXES)
+    return kind is not None or name.suffix.lower() in SUFFIXES
 
 
 def _file(path: Path, kind: str | None) -> Source:
-    try:
-        status = path.stat()
-    except OSError as error:
-        raise DataError(f"input {path} cannot be read: {error.strerror}") from error
+    status = path.stat()
     return Source(str(path), kind or kind_of(path), status.st_size, str(status.st_mtime_ns))
 
 
 def _saved_dataset(path: Path) -> Source:
-    files = [file.stat() for file in sorted(path.rglob("*.arrow"))]
+    files = [file.stat() for file in _visible_files(path) if file.suffix == ".arrow"]
     stamp = max((status.st_mtime_ns for status in files), default=0)
     return Source(str(path), "datasets", sum(status.st_size for status in files), str(stamp))
 

@@ -81,7 +81,7 @@ def hold(partial: Path) -> Iterator[None]:
         except FileNotFoundError:  # renamed just now by the prepare that had it
             continue
         with file:
-            if not _try_lock(file):
+            if not _try_lock(file, partial):
                 if time.monotonic() > deadline:
                     raise DataError(f"another prepare is at work in {partial}: wait for it, or choose another --output")
             elif _is_current(partial, file):
@@ -138,11 +138,16 @@ def publish(partial: Path, output: Path) -> Dataset:
     return open_dataset(output)
 
 
-def _try_lock(file: IO[str]) -> bool:
+def _try_lock(file: IO[str], partial: Path) -> bool:
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
+    except OSError as error:  # ENOLCK, ENOSYS or EOPNOTSUPP, by file system
+        raise DataError(
+            f"{partial} cannot be locked ({error.strerror}): mount its file system with locks, or choose an "
+            "--output on another"
+        ) from error
     return True
 
 

@@ -23,6 +23,7 @@ from scaletrain.data.shards import DTYPES, INDEX, SPLITS, Dataset, dataset_finge
 from scaletrain.data.tokenizer import Tokenizer, load_tokenizer
 from scaletrain.errors import DataError
 from scaletrain.runtime.files import TEMPORARY, write_whole
+from scaletrain.runtime.machine import cores
 
 SHARD_TOKENS = 1 << 27
 _TOKENIZER = "tokenizer"
@@ -110,11 +111,6 @@ def make_plan(options: PrepareOptions, sources: list[Source], given: Tokenizer |
         "seed": options.seed,
     }
     return Plan(content, [[source.name, source.kind, source.bytes, source.stamp] for source in sources])
-
-
-def default_workers() -> int:
-    """The processors this process may use (a SLURM or container limit counts)."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _check(options: PrepareOptions) -> None:
@@ -209,7 +205,7 @@ def _encode(
         encoded += text_bytes
         progress.advance(0, text_bytes, tokens)
 
-    run_units(job, todo, options.workers or default_workers(), step, lambda unit: progress.advance(unit.bytes))
+    run_units(job, todo, options.workers or cores(), step, lambda unit: progress.advance(unit.bytes))
     records = [read_record(segments, i, itemsize) for i in range(len(units))]
     whole = [record for record in records if record is not None]
     assert len(whole) == len(units), "a worker reported a unit whose record is not there"
