@@ -9,12 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import ValidationError
 from torch import nn
 
 from scaletrain.config.deepspeed import offloads_optimizer
 from scaletrain.config.schema import Optim
 from scaletrain.data.rows import Batch
 from scaletrain.engine.files import HashedWriter
+from scaletrain.errors import ConfigError
 from scaletrain.model.init import whole_parameter
 from scaletrain.optim.groups import parameter_groups
 from scaletrain.runtime import dist
@@ -55,7 +57,14 @@ class Engine:
         self._scaled_norm = self._zero_stage == 0 and bool(config.get("fp16", {}).get("enabled"))
         self._skipped = 0
         self._files = HashedWriter()
-        self._engine, self.group_names = _initialize(task, config, optim, device)
+        try:
+            self._engine, self.group_names = _initialize(task, config, optim, device)
+        except ValidationError as error:  # ranges and cross-field rules of DeepSpeed's own config classes
+            first = error.errors()[0]
+            name = ".".join(map(str, first["loc"])) or error.title
+            raise ConfigError(
+                f"DeepSpeed refuses {name}={first['input']!r} ({first['msg']}): change it in the DeepSpeed file"
+            ) from error
         self._engine.checkpoint_engine = _checkpoint_engine(self._files)
         # DeepSpeed's recovery scripts would be copied past our writer; `scaletrain export` is in their place.
         self._engine._copy_recovery_script = lambda save_path: None

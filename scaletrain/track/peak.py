@@ -26,7 +26,7 @@ DENSE_BF16_PEAK: dict[str, float] = {
     "V100": 125e12,
     "T4": 65e12,
     "MI300X": 1307e12,
-    "MI250X": 383e12,
+    "MI250X": 191.5e12,  # one of its two dies, which is what torch shows as a device
     "RTX 5090": 209.5e12,
     "RTX 4090": 165.2e12,
     "RTX 3090": 71e12,

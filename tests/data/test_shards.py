@@ -29,7 +29,7 @@ TOKENIZER = TokenizerInfo("letters", "abc", 300, 0)
 
 def write_dataset(folder: Path) -> Dataset:
     """Two shards of train and none of validation, made with numpy alone."""
-    folder.mkdir()
+    (folder / "tokenizer").mkdir(parents=True)
     shards = []
     for number, tokens in enumerate(([5, 6, 0, 7, 0], [8, 9, 0])):
         file, docs_file = shard_files("train", number)
@@ -137,5 +137,11 @@ def test_changed_byte_is_found_by_hash_only(folder: Path) -> None:
 def test_changed_index_is_found(folder: Path) -> None:
     text = (folder / "index.json").read_text()
     (folder / "index.json").write_text(text.replace('"eos_id": 0', '"eos_id": 1'))
-    with pytest.raises(DataError, match=r"index\.json was changed: fingerprint"):
-        verify_dataset(open_dataset(folder))
+    with pytest.raises(DataError, match=r"index\.json was changed: its content has the fingerprint"):
+        open_dataset(folder)
+
+
+def test_a_dataset_without_its_tokenizer_is_refused(folder: Path) -> None:
+    (folder / "tokenizer").rmdir()
+    with pytest.raises(DataError, match="has no folder tokenizer: copy or prepare the dataset again"):
+        open_dataset(folder)
