@@ -65,7 +65,11 @@ def main() -> None:
     ours, theirs = (statistics.mean(values) for values in losses.values())
     print(f"mean {ours:.4f} against {theirs:.4f}: {ours / theirs - 1:+.2%}")
     if args.output:
-        result = {"command": sys.argv, "steps": args.steps, "validation_loss": losses}
+        result = {
+            "command": ["python", "benchmarks/learning.py", *sys.argv[1:]],
+            "steps": args.steps,
+            "validation_loss": losses,
+        }
         args.output.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
 
 

@@ -179,6 +179,8 @@ def main() -> None:
     print(f"one token: {flops / 1e6:.1f} MFLOP (6 N + causal attention); matrix rate: a 2,048 square product")
     if args.output:
         about = environment(World(), device_of(World()), {})
+        about["command"] = ["python", "benchmarks/throughput.py", *sys.argv[1:]]  # no path or name of this machine
+        del about["host"]
         result = {"environment": about, "sizes": vars(sizes), "flops_per_token": flops, "rows": rows, "rounds": rounds}
         args.output.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
 
