@@ -218,7 +218,7 @@ def start_pretraining(settled: Settled, peak: Peak, terminal: Terminal, began: f
     share = Share(world.rank, world.size, settled.batch.micro_batch, settled.batch.accumulation)
     order = Order(len(train), recipe.seed, recipe.data.shuffle)
     stop = StopRequest()
-    stop.listen()
+    stop.listen(watch_launcher="CROSS_RANK" in os.environ)  # set by DeepSpeed's launcher alone
     return Trainer(
         recipe=recipe,
         plan=settled.plan,

@@ -17,7 +17,7 @@ from rich.console import Console
 from scaletrain.errors import ConfigError, ScaleTrainError
 
 RECIPE = Path("launch/recipes/pretrain-python.yaml")
-PROMPT = "def read_lines(path, encoding="
+PROMPT = "    def __init__(self, name, value"
 
 
 def demo(
@@ -50,7 +50,7 @@ def demo(
     _title(tell, "4. evaluate, export, generate")
     _scaletrain("evaluate", str(run), "--data", str(data), "--max-samples", "512")
     _scaletrain("export", str(run), str(exported))
-    _scaletrain("generate", str(exported), "--prompt", PROMPT, "--max-new-tokens", "60", "--seed", "1")
+    _scaletrain("generate", str(exported), "--prompt", PROMPT, "--temperature", "0.5", "--seed", "1")
 
     _title(tell, f"done in {time.monotonic() - began:.0f} s")
     _summary(tell, run, data, exported, killed_at)

@@ -103,7 +103,7 @@ class Trainer:
         waited = time.perf_counter() - began
         mine = sum(self.task.weight(batch) for batch in batches)
         # The one exchange a step on the host: all ranks learn the divisor, and whether any should stop or cannot write.
-        flags = [self.stop.signal is not None, late, self._fault is not None]
+        flags = [self.stop.reason is not None, late, self._fault is not None]
         weight, signals, deadlines, faults = dist.sum_integers([mine, *flags])
         self._share_faults(faults)
         lr = lr_at(self.state.step, self.recipe.optim, self.plan.total_steps)
@@ -113,7 +113,7 @@ class Trainer:
         self._report(result, lr, began, waited)
         self._save_if(due=self._due(self.recipe.checkpoint.every_steps))
         if signals:
-            return self.stop.signal or "signal on another rank"
+            return self.stop.reason or "signal on another rank"
         if deadlines:
             return f"train.max_hours={self.recipe.train.max_hours:g} is over"
         self._evaluate_if(due=self._due(self.recipe.evaluate.every_steps))

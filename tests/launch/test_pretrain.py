@@ -153,6 +153,25 @@ def test_a_signal_saves_and_exits_75_and_the_run_goes_on(number: int, dataset: D
     assert list(losses(run)) == list(range(1, at + 3))
 
 
+def test_a_killed_deepspeed_command_leaves_a_saved_run_and_no_process(dataset: Dataset, tmp_path: Path) -> None:
+    recipe, run = write_recipe(tmp_path, dataset, tmp_path / "run"), tmp_path / "run"
+    command = ["-m", "deepspeed.launcher.runner", "--quiet", "--num_gpus=2", "launch/pretrain.py", str(recipe)]
+    settings = ["train.max_steps=100000", "checkpoint.every_steps=null", "evaluate.every_steps=null"]
+    process = subprocess.Popen([sys.executable, *command, *settings], cwd=ROOT)
+    wait_for_step(run, 3)
+    process.terminate()
+    process.wait()
+    deadline = time.monotonic() + 30
+    while not (stopped := [e for e in read_lines(run / "events.jsonl") if e["event"] == "stop"]):
+        assert time.monotonic() < deadline, "the ranks trained on"
+        time.sleep(0.1)
+    assert stopped[0]["reason"] == "the launcher is gone"
+    assert (run / "checkpoints" / f"step-{stopped[0]['step']:08d}" / "manifest.json").is_file()
+    while subprocess.run(["pgrep", "-f", str(recipe)], capture_output=True, check=False).stdout:
+        assert time.monotonic() < deadline, "a process is left"
+        time.sleep(0.1)
+
+
 def test_an_hour_limit_saves_and_exits_75(dataset: Dataset, tmp_path: Path) -> None:
     recipe = write_recipe(tmp_path, dataset, tmp_path / "run")
     done = pretrain(recipe, "train.max_steps=100000", "train.max_hours=0.0003", "evaluate.max_samples=1")

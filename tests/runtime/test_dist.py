@@ -58,12 +58,12 @@ STOPPER = """
 import time
 from scaletrain.runtime.stop import StopRequest
 stop = StopRequest()
-stop.listen()
+stop.listen(watch_launcher=False)
 print("ready", flush=True)
 while True:
     time.sleep(0.05)
-    if stop.signal:
-        print(stop.signal, flush=True)
+    if stop.reason:
+        print(stop.reason, flush=True)
 """
 
 
