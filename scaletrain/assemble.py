@@ -248,7 +248,7 @@ def start_pretraining(settled: Settled, peak: Peak, terminal: Terminal, began: f
 def check_agreement(settled: Settled) -> None:
     """ClusterError when the nodes' copies of recipe, DeepSpeed file or dataset differ. All ranks call it."""
     mine = {
-        "recipe": dump_recipe(settled.recipe),
+        "recipe": dump_recipe(settled.recipe.model_copy(update={"deepspeed": ""})),  # nodes may keep it elsewhere
         "DeepSpeed file": json.dumps(settled.deepspeed, sort_keys=True),
         "model or dataset": json.dumps(settled.identity.to_dict(), sort_keys=True),
     }
@@ -279,7 +279,6 @@ def _rows(task: PretrainTask, settled: Settled) -> tuple[Rows, Rows | None]:
 
 def _resume_point(settled: Settled, events: Events, progress: RunProgress) -> Found | None:
     root = Path(settled.recipe.run.dir) / "checkpoints"
-
     damaged: dict[str, str] = {}
     found = checkpoint.newest_good(root, damaged.__setitem__)
     for name, why in damaged.items():

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+import xxhash
+
 from scaletrain.engine.state import RunState
 from scaletrain.errors import CheckpointError
 from scaletrain.runtime import dist
@@ -15,6 +17,7 @@ from scaletrain.runtime.files import hash_file, sync_folder, write_json, write_w
 
 FORMAT = 1
 MANIFEST = "manifest.json"
+SELF = "manifest_xxh3_128"  # the manifest's key for the hash of all its other values
 _UNFINISHED = ".unfinished-"
 
 
@@ -115,7 +118,7 @@ def _commit(
         **extra,
         "files": {name: {"bytes": b, "xxh3_128": h} for name, (b, h) in sorted(files.items())},
     }
-    write_json(unfinished / MANIFEST, manifest)
+    write_json(unfinished / MANIFEST, {**manifest, SELF: _self_hash(manifest)})
     if final.exists():  # of an earlier attempt that was found damaged, or the same step again
         shutil.rmtree(final)
     unfinished.rename(final)
@@ -155,14 +158,24 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     try:
         manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
         found = manifest["format"]
+        intact = manifest.pop(SELF) == _self_hash(manifest)
         RunState.from_dict(manifest["state"])
     except FileNotFoundError as error:
         raise CheckpointError(f"{folder}: no {MANIFEST}: this is not a complete checkpoint") from error
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{folder / MANIFEST}: cannot be read ({error}): use another checkpoint") from error
+    if found == FORMAT and not intact:
+        raise CheckpointError(
+            f"{folder / MANIFEST} is not as it was written (its hash differs): use another checkpoint"
+        )
     if found != FORMAT:
         raise CheckpointError(f"{folder}: checkpoint format {found}, this version reads {FORMAT}: use that version")
     return manifest  # type: ignore[no-any-return]
+
+
+def _self_hash(manifest: Mapping[str, Any]) -> str:
+    """Hash of a manifest's values, whatever the layout of the text."""
+    return xxhash.xxh3_128_hexdigest(json.dumps(manifest, sort_keys=True).encode())
 
 
 def damage(found: Found, part: int = 0, parts: int = 1) -> str | None:

@@ -94,6 +94,17 @@ def test_any_damage_is_seen_and_the_one_before_is_taken(tmp_path: Path, name: st
     assert why
 
 
+def test_a_changed_number_in_a_manifest_is_seen(tmp_path: Path) -> None:
+    for step in (5, 10):
+        save(tmp_path, step)
+    manifest = tmp_path / "step-00000010" / "manifest.json"
+    manifest.write_text(manifest.read_text().replace('"step": 10', '"step": 11'))
+    found, passed = newest(tmp_path)
+    assert found is not None
+    assert found.state.step == 5
+    assert "manifest.json is not as it was written" in passed[0][1]
+
+
 def test_no_good_one_among_several_is_refused_rather_than_started_anew(tmp_path: Path) -> None:
     save(tmp_path, 5)
     flip(tmp_path / "step-00000005" / "model.pt")
