@@ -126,14 +126,12 @@ def _architecture(recipe: Recipe, dataset: Dataset) -> Architecture:
         return resolve_architecture(recipe.model, tokenizer.vocab_size, context)
     folder = Path(recipe.model.init_from)
     architecture = architecture_from_hf(folder)
-    given = recipe.model.model_dump(exclude_none=True, exclude={"init_from", "preset"})
+    given = recipe.model.model_dump(exclude_none=True, exclude={"init_from"})
     problems = [
         f"model.{name}={value} differs from the {getattr(architecture, name)} of {folder}: remove it"
         for name, value in given.items()
         if getattr(architecture, name) != value
     ]
-    if recipe.model.preset is not None:
-        problems.append(f"model.preset={recipe.model.preset} and model.init_from={folder}: give one of them")
     if problems := problems + architecture_problems(architecture, tokenizer.vocab_size, context):
         raise ConfigError("; ".join(problems))
     has_tokenizer = any((folder / name).is_file() for name in TOKENIZER_FILES)

@@ -58,5 +58,5 @@ def _replicated(folder: Path) -> dict[str, torch.Tensor]:
     names = [name for group in file["groups"] for name in group]
     masters = [tensor for group in (file["optimizer"] or {}).get("fp32_groups") or [] for tensor in group]
     # Tied weights stand under several names in `module` and share their memory; a master goes to all of them.
-    by_memory = {module[name].data_ptr(): master.detach() for name, master in zip(names, masters, strict=False)}
+    by_memory = {module[name].data_ptr(): master.detach() for name, master in zip(names, masters, strict=bool(masters))}
     return {name: by_memory.get(tensor.data_ptr(), tensor).float() for name, tensor in module.items()}
