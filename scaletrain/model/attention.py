@@ -3,13 +3,23 @@
 B batch, T tokens, C hidden width, H query heads, G key/value heads, X = H + 2 G, D head size.
 """
 
+from typing import NamedTuple
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from scaletrain.config.architecture import Architecture
 from scaletrain.model.blocked_attention import blocked_attention
+from scaletrain.model.documents import Documents, attend_varlen, document_mask
 from scaletrain.model.layers import Linear, RMSNorm, Rotation, rotate
+
+
+class Layout(NamedTuple):
+    """Where the tokens of a batch stand, the same for all layers. A tuple, so that ZeRO-3's hooks find its tensors."""
+
+    rotation: Rotation | None = None  # llama's positions
+    documents: Documents | None = None  # None: each row is one document
 
 
 class Attention(nn.Module):
@@ -24,29 +34,42 @@ class Attention(nn.Module):
         self.query_norm = RMSNorm(arch.head_dim, arch.norm_eps) if arch.qk_norm else None
         self.key_norm = RMSNorm(arch.head_dim, arch.norm_eps) if arch.qk_norm else None
 
-    def forward(self, x_BTC: Tensor, rotation: Rotation | None = None) -> Tensor:
+    def forward(self, x_BTC: Tensor, layout: Layout) -> Tensor:
         B, T, C = x_BTC.shape
         H, G = self.num_heads, self.num_kv_heads
         qkv_BTXD = self.qkv(x_BTC).view(B, T, H + 2 * G, self.head_dim)
         if self.query_norm is not None and self.key_norm is not None:
             q_BTHD, k_BTGD, v_BTGD = torch.split(qkv_BTXD, [H, G, G], dim=2)
             qkv_BTXD = torch.cat((self.query_norm(q_BTHD), self.key_norm(k_BTGD), v_BTGD), dim=2)
-        if rotation is not None:
-            qkv_BTXD = rotate(qkv_BTXD, rotation, num_rotated=H + G)
-        y: Tensor = self.output(causal_attention(qkv_BTXD, H, G).reshape(B, T, C))
+        if layout.rotation is not None:
+            qkv_BTXD = rotate(qkv_BTXD, layout.rotation, num_rotated=H + G)
+        y: Tensor = self.output(causal_attention(qkv_BTXD, H, G, layout.documents).reshape(B, T, C))
         return y
 
 
-def causal_attention(qkv_BTXD: Tensor, num_heads: int, num_kv_heads: int) -> Tensor:
-    """softmax(q k^T / sqrt(D)) v of each token over its past and itself; y_BTHD. H must be a multiple of G."""
-    if qkv_BTXD.device.type == "cpu" and qkv_BTXD.dtype == torch.bfloat16:
-        blocked: Tensor = blocked_attention(qkv_BTXD, num_heads, num_kv_heads)
+def causal_attention(qkv_BTXD: Tensor, num_heads: int, num_kv_heads: int, documents: Documents | None = None) -> Tensor:
+    """softmax(q k^T / sqrt(D)) v of each token over its past and itself, in its document; y_BTHD. H must be a multiple
+    of G."""
+    device, dtype = qkv_BTXD.device.type, qkv_BTXD.dtype
+    if device == "cpu" and dtype == torch.bfloat16:
+        starts_BT = None if documents is None else documents.starts
+        blocked: Tensor = blocked_attention(qkv_BTXD, num_heads, num_kv_heads, starts_BT)
         return blocked
+    mask_B1TS = None
+    if documents is not None:
+        if documents.bounds is not None and dtype in (torch.bfloat16, torch.float16):
+            return attend_varlen(qkv_BTXD, documents.bounds, num_heads, num_kv_heads)
+        mask_B1TS = documents.mask
+        if mask_B1TS is None or mask_B1TS.dtype != dtype:  # autocast may have run the norm of the queries in float32
+            mask_B1TS = document_mask(documents.starts, dtype)
     q_BHTD, k_BGTD, v_BGTD = torch.split(qkv_BTXD.transpose(1, 2), [num_heads, num_kv_heads, num_kv_heads], dim=1)
     repeats = num_heads // num_kv_heads
-    if repeats > 1 and qkv_BTXD.device.type == "cuda" and qkv_BTXD.dtype == torch.float32:
-        # CUDA's float32 kernel (memory-efficient) takes no grouped heads: enable_gqa would build the T x T scores.
+    if repeats > 1 and device == "cuda" and (dtype == torch.float32 or mask_B1TS is not None):
+        # CUDA's kernel for float32 and masks (memory-efficient) takes no grouped heads: enable_gqa would build the
+        # T x T scores.
         k_BGTD, v_BGTD = (x.repeat_interleave(repeats, dim=1) for x in (k_BGTD, v_BGTD))
         repeats = 1
-    y_BHTD = F.scaled_dot_product_attention(q_BHTD, k_BGTD, v_BGTD, is_causal=True, enable_gqa=repeats > 1)
+    y_BHTD = F.scaled_dot_product_attention(
+        q_BHTD, k_BGTD, v_BGTD, attn_mask=mask_B1TS, is_causal=mask_B1TS is None, enable_gqa=repeats > 1
+    )
     return y_BHTD.transpose(1, 2)

@@ -9,8 +9,9 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
 from scaletrain.errors import ConfigError
+from scaletrain.model.attention import Layout
+from scaletrain.model.documents import varlen_attention
 from scaletrain.model.gpt import GPT, run_block
-from scaletrain.model.layers import Rotation
 
 aten = torch.ops.aten
 # What selective mode keeps: results dear to compute for their size. Norms, activations and rotations are redone.
@@ -23,6 +24,7 @@ KEPT = frozenset(
         aten._scaled_dot_product_cudnn_attention.default,
         aten._scaled_dot_product_flash_attention_for_cpu.default,
         torch.ops.scaletrain.blocked_attention.default,
+        varlen_attention.default,
     }
 )
 
@@ -45,19 +47,19 @@ def apply_activation_checkpointing(model: GPT, mode: str) -> None:
         raise ConfigError(f"activation checkpointing {mode!r} is unknown: choose none, selective, full or every_N")
 
 
-def _recompute_each(step: int, index: int, block: nn.Module, x_BTC: Tensor, rotation: Rotation | None) -> Tensor:
+def _recompute_each(step: int, index: int, block: nn.Module, x_BTC: Tensor, layout: Layout) -> Tensor:
     if index % step:
-        return run_block(index, block, x_BTC, rotation)
+        return run_block(index, block, x_BTC, layout)
     # No dropout, so no random state to restore.
-    y_BTC: Tensor = checkpoint(block, x_BTC, rotation, use_reentrant=False, preserve_rng_state=False)
+    y_BTC: Tensor = checkpoint(block, x_BTC, layout, use_reentrant=False, preserve_rng_state=False)
     return y_BTC
 
 
-def _recompute_selected(index: int, block: nn.Module, x_BTC: Tensor, rotation: Rotation | None) -> Tensor:
+def _recompute_selected(index: int, block: nn.Module, x_BTC: Tensor, layout: Layout) -> Tensor:
     y_BTC: Tensor = checkpoint(
         block,
         x_BTC,
-        rotation,
+        layout,
         use_reentrant=False,
         preserve_rng_state=False,
         context_fn=partial(create_selective_checkpoint_contexts, _policy),

@@ -13,14 +13,14 @@ import torch
 from torch import Tensor, nn
 
 from scaletrain.config.architecture import Architecture
-from scaletrain.model.attention import Attention
+from scaletrain.model.attention import Attention, Layout
+from scaletrain.model.documents import document_starts, prepare_documents
 from scaletrain.model.layers import (
     Embedding,
     GeluFeedForward,
     LayerNorm,
     RMSNorm,
     RotaryTable,
-    Rotation,
     SwiGLUFeedForward,
 )
 from scaletrain.model.loss import OutputHead
@@ -36,17 +36,17 @@ class Block(nn.Module):
         self.feed_forward_norm = make_norm(arch)
         self.feed_forward = GeluFeedForward(arch) if arch.family == "gpt2" else SwiGLUFeedForward(arch)
 
-    def forward(self, x_BTC: Tensor, rotation: Rotation | None = None) -> Tensor:
-        x_BTC = x_BTC + self.attention(self.attention_norm(x_BTC), rotation)
+    def forward(self, x_BTC: Tensor, layout: Layout) -> Tensor:
+        x_BTC = x_BTC + self.attention(self.attention_norm(x_BTC), layout)
         x_BTC = x_BTC + self.feed_forward(self.feed_forward_norm(x_BTC))
         return x_BTC
 
 
-RunBlock = Callable[[int, nn.Module, Tensor, Rotation | None], Tensor]
+RunBlock = Callable[[int, nn.Module, Tensor, Layout], Tensor]
 
 
-def run_block(index: int, block: nn.Module, x_BTC: Tensor, rotation: Rotation | None) -> Tensor:
-    y_BTC: Tensor = block(x_BTC, rotation)
+def run_block(index: int, block: nn.Module, x_BTC: Tensor, layout: Layout) -> Tensor:
+    y_BTC: Tensor = block(x_BTC, layout)
     return y_BTC
 
 
@@ -65,19 +65,37 @@ class GPT(nn.Module):
         self.rotary = RotaryTable(arch.head_dim, arch.rope_theta) if arch.family == "llama" else None
         self.run_block: RunBlock = run_block  # how a block is called: checkpointing.py sets another
 
-    def forward(self, input_ids_BT: Tensor, labels_BT: Tensor | None = None) -> Tensor:
+    def forward(
+        self, input_ids_BT: Tensor, labels_BT: Tensor | None = None, documents_BT: Tensor | None = None
+    ) -> Tensor:
         """Logits (B, T, V). With labels (labels[b, t] is the target at position t, -100: none), the sum of the token
-        losses instead: a float32 scalar, and the logits of the whole batch never exist."""
-        T, longest = input_ids_BT.shape[1], self.arch.max_positions
+        losses instead: a float32 scalar, and the logits of the whole batch never exist.
+
+        documents_BT numbers the document of each token within its row, never falling (0, 1, 2, ...): attention does not
+        leave a document and positions begin again at 0 in each. None: a row is one document."""
+        device, T, longest = input_ids_BT.device, input_ids_BT.shape[1], self.arch.max_positions
         assert longest >= T, f"{T} tokens do not fit max_positions={longest}"
         x_BTC = self.embedding(input_ids_BT)
+        positions, documents = None, None
+        if documents_BT is not None:
+            assert documents_BT.shape == input_ids_BT.shape, f"documents {documents_BT.shape} of {input_ids_BT.shape}"
+            starts_BT = document_starts(documents_BT)
+            positions = torch.arange(T, device=device) - starts_BT
+            documents = prepare_documents(starts_BT, self.arch, compute_dtype(x_BTC))
         if self.positions is not None:
-            x_BTC = x_BTC + self.positions(torch.arange(T, device=input_ids_BT.device))
-        rotation = None if self.rotary is None else self.rotary.rotation(T, input_ids_BT.device)
+            x_BTC = x_BTC + self.positions(torch.arange(T, device=device) if positions is None else positions)
+        rotation = None if self.rotary is None else self.rotary.rotation(T, device, positions)
+        layout = Layout(rotation, documents)
         for index, block in enumerate(self.blocks):
-            x_BTC = self.run_block(index, block, x_BTC, rotation)
+            x_BTC = self.run_block(index, block, x_BTC, layout)
         out: Tensor = self.head(self.final_norm(x_BTC), labels_BT)
         return out
+
+
+def compute_dtype(x: Tensor) -> torch.dtype:
+    """The type in which a matrix multiplies x."""
+    device = x.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
 
 
 def make_norm(arch: Architecture) -> nn.Module:

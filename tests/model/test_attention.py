@@ -37,6 +37,7 @@ def test_blocked_attention_equals_torch_in_float64(tokens: int, heads: int, kv_h
 def test_blocked_attention_passes_operator_checks() -> None:
     qkv = torch.randn(1, 5, 6, 8, requires_grad=True)
     torch.library.opcheck(blocked_attention, (qkv, 2, 2))
+    torch.library.opcheck(blocked_attention, (qkv, 2, 2, torch.tensor([[0, 0, 2, 2, 4]])))
 
 
 def test_bfloat16_attention_on_a_cpu_is_as_near_to_the_truth_as_eager_attention() -> None:

@@ -5,23 +5,29 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from scaletrain.errors import ConfigError
 from scaletrain.model.checkpointing import apply_activation_checkpointing
-from tests.model.tiny import GPT2, KINDS, LLAMA, gradients, make_batch, make_model
+from tests.model.tiny import GPT2, KINDS, LLAMA, gradients, make_batch, make_model, number_documents
+
+DOCUMENTS = number_documents([40], [17, 1, 22], [1, 3, 36])
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("documents", [None, DOCUMENTS], ids=["rows", "documents"])
 @pytest.mark.parametrize("mode", ["selective", "full", "every_1", "every_2"])
 @pytest.mark.parametrize("kind", ["gpt2", "llama", "qwen3"])
-def test_loss_and_gradients_are_the_same_in_every_mode(kind: str, mode: str, dtype: torch.dtype) -> None:
+def test_loss_and_gradients_are_the_same_in_every_mode(
+    kind: str, mode: str, documents: Tensor | None, dtype: torch.dtype
+) -> None:
     ids, labels = make_batch(KINDS[kind])
     found = []
     for each in ("none", mode):
         model = make_model(KINDS[kind]).to(dtype)
         apply_activation_checkpointing(model, each)
-        loss = model(ids, labels)
+        loss = model(ids, labels, documents)
         loss.backward()
         found.append((loss.item(), gradients(model)))
     assert found[0][0] == found[1][0]
@@ -30,8 +36,9 @@ def test_loss_and_gradients_are_the_same_in_every_mode(kind: str, mode: str, dty
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_each_mode_computes_again_what_it_says(dtype: torch.dtype) -> None:
-    counts = {mode: _backward_counts(mode, dtype) for mode in ("none", "selective", "every_2", "full")}
+@pytest.mark.parametrize("documents", [None, DOCUMENTS], ids=["rows", "documents"])
+def test_each_mode_computes_again_what_it_says(documents: Tensor | None, dtype: torch.dtype) -> None:
+    counts = {mode: _backward_counts(mode, documents, dtype) for mode in ("none", "selective", "every_2", "full")}
     assert counts["none"]["attention"] == counts["selective"]["attention"] == 0
     assert counts["every_2"]["attention"] == 1  # of two blocks
     assert counts["full"]["attention"] == 2
@@ -55,10 +62,10 @@ class _Counter(TorchDispatchMode):
         return function(*args, **(kwargs or {}))
 
 
-def _backward_counts(mode: str, dtype: torch.dtype) -> dict[str, int]:
+def _backward_counts(mode: str, documents: Tensor | None, dtype: torch.dtype) -> dict[str, int]:
     model = make_model(LLAMA).to(dtype)
     apply_activation_checkpointing(model, mode)
-    loss = model(*make_batch(LLAMA))
+    loss = model(*make_batch(LLAMA), documents)
     with _Counter() as counter:
         loss.backward()
     kernels = ("scaletrain::blocked_attention", "aten::_scaled_dot_product_flash_attention_for_cpu")

@@ -5,8 +5,12 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
-from tests.model.tiny import KINDS, gradients, largest_difference, make_batch, make_model
+from scaletrain.model.checkpointing import apply_activation_checkpointing
+from tests.model.tiny import KINDS, gradients, largest_difference, make_batch, make_model, number_documents
+
+DOCUMENTS = number_documents([40], [17, 1, 22], [1, 3, 36])
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -56,15 +60,18 @@ def test_parameters_have_one_name_each_and_no_buffers() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("documents", [None, DOCUMENTS], ids=["rows", "documents"])
 @pytest.mark.parametrize("kind", ["gpt2", "qwen3"])
-def test_torch_compile_traces_the_model_without_a_break(kind: str, dtype: torch.dtype) -> None:
+def test_torch_compile_traces_the_model_without_a_break(
+    kind: str, documents: Tensor | None, dtype: torch.dtype
+) -> None:
     model = make_model(KINDS[kind]).to(dtype)
     ids, labels = make_batch(KINDS[kind])
     compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
     found = []
     for each in (model, compiled):
         model.zero_grad()
-        loss = each(ids, labels)
+        loss = each(ids, labels, documents)
         loss.backward()
         found.append((loss.item(), gradients(model)))
     assert found[0][0] == pytest.approx(found[1][0], rel=1e-5)
@@ -73,17 +80,22 @@ def test_torch_compile_traces_the_model_without_a_break(kind: str, dtype: torch.
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("documents", [None, DOCUMENTS], ids=["rows", "documents"])
+@pytest.mark.parametrize("mode", ["none", "selective", "full"])
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_gpu_gives_the_cpus_loss_and_gradients(kind: str, dtype: torch.dtype) -> None:
+def test_a_gpu_gives_the_cpus_loss_and_gradients(
+    kind: str, mode: str, documents: Tensor | None, dtype: torch.dtype
+) -> None:
     if not torch.cuda.is_available():
         pytest.skip("no CUDA device")
     whole = make_model(KINDS[kind]).bfloat16().float()
     ids, labels = make_batch(KINDS[kind])
-    expected = whole(ids, labels)
+    expected = whole(ids, labels, documents)
     expected.backward()
     model = copy.deepcopy(whole).to("cuda", dtype)
     model.zero_grad()
-    loss = model(ids.cuda(), labels.cuda())
+    apply_activation_checkpointing(model, mode)
+    loss = model(ids.cuda(), labels.cuda(), None if documents is None else documents.cuda())
     loss.backward()
     tolerance = 1e-4 if dtype == torch.float32 else 0.06
     assert loss.item() == pytest.approx(expected.item(), rel=tolerance)

@@ -62,3 +62,8 @@ def largest_difference(ours: dict[str, Any], theirs: dict[str, Any]) -> float:
     """Largest difference of two sets of tensors, relative to each tensor's largest value."""
     assert ours.keys() <= theirs.keys(), ours.keys() - theirs.keys()
     return max(float((ours[n] - theirs[n]).abs().max() / theirs[n].abs().max()) for n in ours)
+
+
+def number_documents(*rows: list[int]) -> Tensor:
+    """documents_BT of rows given by the lengths of their documents."""
+    return torch.stack([torch.arange(len(row)).repeat_interleave(torch.tensor(row)) for row in rows])
