@@ -4,7 +4,7 @@ import json
 import os
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +23,13 @@ from scaletrain.config.deepspeed import (
 )
 from scaletrain.config.load import dump_recipe, load_recipe
 from scaletrain.config.schema import Precision, Recipe
+from scaletrain.data.live.text import open_live_text
 from scaletrain.data.loader import Loader
-from scaletrain.data.order import Order, Share
-from scaletrain.data.rows import Rows
-from scaletrain.data.shards import Dataset, open_dataset
+from scaletrain.data.order import Share
+from scaletrain.data.reader import raise_open_files
+from scaletrain.data.run_data import RunData
 from scaletrain.data.tokenizer import load_tokenizer
+from scaletrain.data.training_data import Reading, open_training_data
 from scaletrain.engine import checkpoint, run_folder
 from scaletrain.engine.checkpoint import Found, Identity
 from scaletrain.engine.engine import Engine
@@ -61,7 +63,7 @@ class Settled:
     preset: dict[str, Any]
     precision: Precision
     batch: BatchPlan
-    dataset: Dataset
+    data: RunData
     architecture: Architecture
     deepspeed: dict[str, Any]
     world: World
@@ -79,17 +81,10 @@ class Settled:
 
     @property
     def identity(self) -> Identity:
-        data = self.recipe.data
         return Identity(
             layout={"ranks": self.world.size, "zero_stage": zero_stage(self.preset), "precision": self.precision},
             model=asdict(self.architecture),
-            data={
-                "dataset": self.dataset.fingerprint,
-                "tokenizer": self.dataset.tokenizer.fingerprint,
-                "context_length": data.context_length,
-                "shuffle": data.shuffle,
-                "seed": self.recipe.seed,
-            },
+            data=self.data.identity(),
         )
 
 
@@ -105,23 +100,29 @@ def settle_recipe(path: Path, overrides: Sequence[str], deepspeed_config: str | 
     if precision == "fp16" and device.type == "cpu":
         raise ConfigError("train.precision=fp16 needs a GPU: use bf16 or fp32 on a CPU")
     batch = batch_plan(recipe, world.size)
-    dataset = open_dataset(Path(recipe.data.path))
+    data = _open_data(recipe, world)
     return Settled(
         recipe=recipe,
         preset=preset,
         precision=precision,
         batch=batch,
-        dataset=dataset,
-        architecture=_architecture(recipe, dataset),
+        data=data,
+        architecture=_architecture(recipe, data),
         deepspeed=engine_config(recipe, preset, ranks=world.size, precision=precision),
         world=world,
         device=device,
     )
 
 
-def _architecture(recipe: Recipe, dataset: Dataset) -> Architecture:
+def _open_data(recipe: Recipe, world: World) -> RunData:
+    if recipe.data.source == "huggingface":
+        return open_live_text(recipe.data, recipe.seed, rank=world.rank, ranks=world.size)
+    return open_training_data(recipe.data, recipe.seed)
+
+
+def _architecture(recipe: Recipe, data: RunData) -> Architecture:
     """From the recipe's sizes, or from the Hugging Face folder that training starts from."""
-    tokenizer, context = dataset.tokenizer, recipe.data.context_length
+    tokenizer, context = data.tokenizer, recipe.data.context_length
     if recipe.model.init_from is None:
         return resolve_architecture(recipe.model, tokenizer.vocab_size, context)
     folder = Path(recipe.model.init_from)
@@ -137,7 +138,7 @@ def _architecture(recipe: Recipe, dataset: Dataset) -> Architecture:
     has_tokenizer = any((folder / name).is_file() for name in TOKENIZER_FILES)
     if has_tokenizer and load_tokenizer(folder).fingerprint != tokenizer.fingerprint:
         raise DataError(
-            f"{dataset.path} was prepared with the tokenizer {tokenizer.name}, not with that of {folder}: prepare the "
+            f"{data.name} was prepared with the tokenizer {tokenizer.name}, not with that of {folder}: prepare the "
             f"text again with --tokenizer {folder}"
         )
     return architecture
@@ -172,30 +173,38 @@ def start_pretraining(settled: Settled, peak: Peak, terminal: Terminal, began: f
     """
     recipe, world, device = settled.recipe, settled.world, settled.device
     folder, first = Path(recipe.run.dir), world.is_first
+    raise_open_files()
+    events = Events(folder / "events.jsonl" if first else None, world.rank)
+    progress = RunProgress(terminal.out if first else None)
+    with dist.together():
+        found = _resume_point(settled, events, progress)
+    state = found.state if found is not None else RunState()
+    recorded = found.manifest["reading"] if found is not None else {}
+    with dist.together():
+        data = settled.data.renumbered(recorded)
+        reading = data.reading(recorded, state.samples_seen)
+        data.check_length(settled.batch.global_batch)
+        validation = data.validation_rows()
+        plan = _within_repeats(data, reading, settled, progress)
+    planned = reading.planned(plan.total_steps * plan.global_batch)
+    for name, samples in planned.items():
+        progress.say(f"source  {name}: {samples:,} samples, {samples / len(data.train[name]):.2f} epochs of it")
     task = PretrainTask(
         settled.architecture,
-        settled.dataset,
-        recipe.data.context_length,
+        data,
         seed=recipe.seed,
         init_from=Path(recipe.model.init_from) if recipe.model.init_from else None,
         activation_checkpointing=recipe.train.activation_checkpointing,
     )
-    with dist.together():
-        train, validation = _rows(task, settled)
-    events = Events(folder / "events.jsonl" if first else None, world.rank)
-    progress = RunProgress(terminal.out if first else None, settled.plan.total_steps)
-    with dist.together():
-        found = _resume_point(settled, events, progress)
     engine = Engine(task, settled.deepspeed, recipe.optim, device)
     if found is not None:
         engine.load(found.folder)
-    state = found.state if found is not None else RunState()
     hosts = sorted(set(dist.gather(os.uname().nodename)))
     sinks: list[Sink] = []
     with dist.together():
         if first:
             run_folder.describe(folder, dump_recipe(recipe), world, device, settled.deepspeed)
-            run_folder.keep_tokenizer(folder, settled.dataset.path / "tokenizer")
+            run_folder.keep_tokenizer(folder, data.tokenizer_folder)
             checkpoint.clean(folder / "checkpoints")
             sinks.append(JsonLines(folder / "metrics.jsonl", state.step))
             if recipe.log.tensorboard:
@@ -207,24 +216,31 @@ def start_pretraining(settled: Settled, peak: Peak, terminal: Terminal, began: f
                 ranks=world.size,
                 hosts=hosts,
                 seconds=time.time() - began,
+                sample_digest=state.to_dict()["sample_digest"],
                 **({"checkpoint": found.folder.name} if found else {}),
             )
+            events.write("data", state.step, **data.report(), **reading.record, planned_samples=planned)
+            if reading.is_changed:
+                events.write("mixture", state.step, samples_seen=state.samples_seen, **reading.record)
     evaluated = dist.gather(last_evaluation(folder / "metrics.jsonl") if first else None)[0]
+    if reading.is_changed:
+        progress.say("mixture the weights differ from those so far: they hold from here on")
     if found is not None:
         progress.say(f"resume  from step {state.step:,}, {state.samples_seen:,} samples seen")
-    progress.start(state.step)
+    progress.start(state.step, plan.total_steps)
     share = Share(world.rank, world.size, settled.batch.micro_batch, settled.batch.accumulation)
-    order = Order(len(train), recipe.seed, recipe.data.shuffle)
+    position = checkpoint.read_position(found) if found is not None else None
     stop = StopRequest()
     stop.listen(watch_launcher="CROSS_RANK" in os.environ)  # set by DeepSpeed's launcher alone
     return Trainer(
         recipe=recipe,
-        plan=settled.plan,
+        plan=plan,
         task=task,
         engine=engine,
         validation=validation,
         open_loader=lambda start: Loader(
-            train, order, share, start=start, ahead=recipe.data.prefetch_steps, pin=device.type == "cuda"
+            data.steps(reading, share, start=start, position=position, pin=device.type == "cuda"),
+            recipe.data.prefetch_steps,
         ),
         identity=settled.identity,
         device=device,
@@ -238,6 +254,7 @@ def start_pretraining(settled: Settled, peak: Peak, terminal: Terminal, began: f
         progress=progress,
         stop=stop,
         state=state,
+        record=reading.record,
         saved_step=state.step if found else None,
         evaluated_step=evaluated,
     )
@@ -264,15 +281,22 @@ def measure_peak(settled: Settled) -> Peak:
     return peak_of(settled.device, DTYPES[settled.precision])
 
 
-def _rows(task: PretrainTask, settled: Settled) -> tuple[Rows, Rows | None]:
-    train = task.rows("train")
-    if len(train) < settled.batch.global_batch:
+def _within_repeats(data: RunData, reading: Reading, settled: Settled, progress: RunProgress) -> Plan:
+    """The plan, ended before a source is read more often than its max_epochs; DataError if the recipe says so."""
+    plan = settled.plan
+    found = data.repeat_limit(reading.order, plan.total_steps * plan.global_batch)
+    if found is None:
+        return plan
+    position, name = found
+    steps = position // plan.global_batch
+    text = f"data source {name} would be read more often than its max_epochs from step {steps + 1:,} on"
+    if data.options.on_repeat_limit == "error" or not steps:
         raise DataError(
-            f"{settled.dataset.path} has {len(train):,} samples of {task.context} tokens, fewer than one batch of "
-            f"train.global_batch_size={settled.batch.global_batch}: prepare more text, or lower the batch or "
-            "data.context_length"
+            f"{text} of {plan.total_steps:,}: lower its weight or the run's length, raise max_epochs, or set "
+            "data.on_repeat_limit=stop"
         )
-    return train, task.rows("validation") if settled.dataset.tokens("validation") > 1 else None
+    progress.say(f"data    {text}: the run ends at step {steps:,} of {plan.total_steps:,}")
+    return replace(plan, total_steps=steps)
 
 
 def _resume_point(settled: Settled, events: Events, progress: RunProgress) -> Found | None:

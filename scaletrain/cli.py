@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from scaletrain import __version__
+from scaletrain.commands.audit import audit
 from scaletrain.commands.demo import demo
 from scaletrain.commands.evaluate import evaluate
 from scaletrain.commands.export import export
@@ -25,6 +26,7 @@ app.command()(prepare)
 app.command()(export)
 app.command()(generate)
 app.command()(evaluate)
+app.command()(audit)
 app.command()(demo)
 
 

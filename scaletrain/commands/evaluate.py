@@ -10,7 +10,7 @@ from scaletrain.commands.model_source import DTYPES, Loaded, load_model
 from scaletrain.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
-    from scaletrain.data.rows import TokenRows
+    from scaletrain.data.rows import CutRows
     from scaletrain.data.shards import Split
 
 
@@ -45,14 +45,14 @@ def evaluate(
         rows, size = _dataset_rows(loaded, data[0], cast("Split", split), length)
     else:
         rows, size = _text_rows(loaded, data, length)
-    found = _measure(loaded, rows, size / (rows.total - 1), batch_size, max_samples)
+    found = _measure(loaded, rows, size / rows.targets, batch_size, max_samples)
     if as_json:
         print(json.dumps(found))
     else:
         print("  ".join(f"{name.replace('_', ' ')} {value:,.4f}" for name, value in found.items() if name != "tokens"))
 
 
-def _dataset_rows(loaded: Loaded, path: Path, split: "Split", length: int) -> tuple["TokenRows", int]:
+def _dataset_rows(loaded: Loaded, path: Path, split: "Split", length: int) -> tuple["CutRows", int]:
     """The rows of a dataset folder's split, and the bytes of text that they stand for."""
     from scaletrain.data.rows import split_rows
     from scaletrain.data.shards import open_dataset
@@ -65,14 +65,15 @@ def _dataset_rows(loaded: Loaded, path: Path, split: "Split", length: int) -> tu
         )
     if not dataset.shards(split):
         raise DataError(f"{path} has no {split} split: choose another --split")
-    return split_rows(dataset, split, length, partial=True), dataset.bytes(split)
+    return split_rows(dataset, split, length), dataset.bytes(split)
 
 
-def _text_rows(loaded: Loaded, paths: list[Path], length: int) -> tuple["TokenRows", int]:
+def _text_rows(loaded: Loaded, paths: list[Path], length: int) -> tuple["CutRows", int]:
     """The rows of text files, one document each, and their bytes."""
     import numpy as np
 
-    from scaletrain.data.rows import TokenRows
+    from scaletrain.data.reader import ArrayTokens
+    from scaletrain.data.rows import CutRows
     from scaletrain.data.shards import DTYPES
 
     texts = []
@@ -86,13 +87,13 @@ def _text_rows(loaded: Loaded, paths: list[Path], length: int) -> tuple["TokenRo
         raise DataError(f"{names}: no text to evaluate: give files that hold some")
     # An end-of-text token before each document, so that its first token is predicted too and every byte is counted.
     eos = np.array([loaded.tokenizer.eos_id], dtype=DTYPES[loaded.tokenizer.dtype])
-    arrays = [array for ids in loaded.tokenizer.encode_batch(texts) for array in (eos, ids)]
-    shortest = min(length, sum(map(len, arrays)) - 1)  # a short text is not padded to the whole context
-    return TokenRows(arrays, shortest, names, partial=True), sum(len(text.encode()) for text in texts)
+    tokens = np.concatenate([array for ids in loaded.tokenizer.encode_batch(texts) for array in (eos, ids)])
+    shortest = min(length, len(tokens) - 1)  # a short text is not padded to the whole context
+    return CutRows(ArrayTokens(tokens, names), shortest), sum(len(text.encode()) for text in texts)
 
 
 def _measure(
-    loaded: Loaded, rows: "TokenRows", bytes_per_token: float, batch_size: int, max_samples: int | None
+    loaded: Loaded, rows: "CutRows", bytes_per_token: float, batch_size: int, max_samples: int | None
 ) -> dict[str, float]:
     import numpy as np
     import torch

@@ -1,4 +1,4 @@
-"""`scaletrain prepare`: the options, and nothing else; the work is in scaletrain/data/prepare.py."""
+"""`scaletrain prepare`: the options, and nothing else; the work is in scaletrain/data/prepare/."""
 
 import re
 from enum import StrEnum
@@ -8,8 +8,12 @@ from typing import Annotated
 import typer
 
 from scaletrain.commands.prepare_progress import PrepareProgress
-from scaletrain.data.prepare.run import SHARD_TOKENS, PrepareOptions, prepare_dataset
+from scaletrain.data.prepare.convert import convert
+from scaletrain.data.prepare.options import SHARD_TOKENS, PrepareOptions
+from scaletrain.data.prepare.parts import read_part
+from scaletrain.data.prepare.run import merge_parts, prepare_dataset, prepare_part
 from scaletrain.data.prepare.units import Reading
+from scaletrain.errors import DataError
 
 _ESCAPES = {"n": "\n", "t": "\t", "r": "\r", "f": "\f", "0": "\0", "\\": "\\"}
 
@@ -30,14 +34,25 @@ class EncodingErrors(StrEnum):
 
 
 def prepare(
+    output: Annotated[Path, typer.Option(help="Dataset folder to make. A stopped run goes on from OUTPUT.partial.")],
     input: Annotated[  # noqa: A002  (the option is --input)
-        list[str],
+        list[str] | None,
         typer.Option(
             help="Text, .jsonl, .csv, .tsv (each also .gz or .zst), .parquet: a file, a quoted glob or a folder; a "
             "folder that datasets saved; or hf:NAME[:CONFIG] from the hub. Repeat for more."
         ),
-    ],
-    output: Annotated[Path, typer.Option(help="Dataset folder to make. A stopped run goes on from OUTPUT.partial.")],
+    ] = None,
+    from_: Annotated[
+        Path | None,
+        typer.Option(
+            "--from",
+            help="Convert another tool's token files instead of text: Megatron .bin + .idx, .npy, nanoGPT's and "
+            "llm.c's .bin, datatrove's .ds, or a folder of such. Needs --tokenizer.",
+        ),
+    ] = None,
+    dtype: Annotated[
+        str | None, typer.Option(help="With --from: type of tokens in files that do not tell it: uint16 or uint32.")
+    ] = None,
     tokenizer: Annotated[
         str | None,
         typer.Option(
@@ -88,6 +103,21 @@ def prepare(
     skip_bad_lines: Annotated[
         bool, typer.Option("--skip-bad-lines", help="Count and skip broken JSON lines instead of stopping.")
     ] = False,
+    drop_duplicates: Annotated[
+        bool,
+        typer.Option("--drop-duplicates", help="Leave out documents whose text an earlier one has, and say how many."),
+    ] = False,
+    part: Annotated[
+        str | None,
+        typer.Option(
+            metavar="I/N",
+            help="Make one of N parts (I from 1 on) in OUTPUT.partial, on a disk that all machines share, at the same "
+            "time as others or one after another. With --train-tokenizer the first to come trains, the others wait.",
+        ),
+    ] = None,
+    merge: Annotated[
+        bool, typer.Option("--merge", help="Join the finished parts: the same bytes as one prepare without --part.")
+    ] = False,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace a dataset (when the new one is complete) or partial work.")
     ] = False,
@@ -95,7 +125,7 @@ def prepare(
     """Turn text into a dataset of token shards, with a tokenizer given or trained on it."""
     reading = Reading(field, _unescape(separator), encoding_errors.value, skip_bad_lines, dataset_split)
     options = PrepareOptions(
-        inputs=tuple(input),
+        inputs=tuple(input or ()),
         output=output,
         tokenizer=tokenizer,
         train_tokenizer=train_tokenizer,
@@ -105,15 +135,29 @@ def prepare(
         reading=reading,
         glob=glob,
         format=format,
+        drop_duplicates=drop_duplicates,
         validation=validation,
         shard_tokens=shard_tokens,
         seed=seed,
         workers=workers,
         overwrite=overwrite,
     )
+    if merge and part is not None:
+        raise DataError(f"--merge and --part {part} do not go together: make all parts, then --merge")
+    if from_ is not None and (input or part is not None or merge):
+        raise DataError("--from does not go with --input, --part and --merge: give --from alone")
+    if from_ is None and dtype is not None:
+        raise DataError(f"--dtype {dtype} is for --from only: leave it out")
     progress = PrepareProgress()
     try:
-        prepare_dataset(options, progress)
+        if from_ is not None:
+            convert(from_, options, progress, dtype)
+        elif part is not None:
+            prepare_part(options, read_part(part), progress)
+        elif merge:
+            merge_parts(options, progress)
+        else:
+            prepare_dataset(options, progress)
     finally:
         progress.close()
 

@@ -5,7 +5,7 @@ import time
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
-from scaletrain.data.prepare.run import Report
+from scaletrain.data.prepare.options import Report
 from scaletrain.data.prepare.units import Findings
 from scaletrain.data.shards import SPLITS, Dataset
 
@@ -91,11 +91,14 @@ def report_lines(report: Report) -> list[str]:
     tokenizer = dataset.tokenizer
     lines = [f"{split:<10} {_split_line(dataset, split == 'train')}" for split in SPLITS if dataset.shards(split)]
     text, tokens = (sum(count(split) for split in SPLITS) for count in (dataset.bytes, dataset.tokens))
-    rate = report.encoded_bytes / 1e6 / max(1e-9, report.encode_seconds)
+    rate = f"{tokens / max(1, text):.3f} tokens/byte"
+    if report.encoded_bytes:  # a merge encodes nothing
+        rate += f", {report.encoded_bytes / 1e6 / max(1e-9, report.encode_seconds):.1f} MB/s"
     lines += [
         f"held out   {_SPLITS[report.split]}",
         f"tokenizer  {tokenizer.name}: {tokenizer.vocab_size:,} tokens ({dataset.dtype}), eos {tokenizer.eos_id}",
-        f"rate       {tokens / max(1, text):.3f} tokens/byte, {rate:.1f} MB/s; {report.seconds:.1f} s in all",
+        f"rate       {rate}; {report.seconds:.1f} s in all",
+        *_duplicate_lines(report),
         *_finding_lines(report.findings),
         f"dataset    {dataset.path}",
     ]
@@ -108,6 +111,13 @@ def _split_line(dataset: Dataset, is_train: bool) -> str:
         f"{dataset.documents(split):,} documents, {dataset.tokens(split):,} tokens, "
         f"{dataset.bytes(split) / 1e6:,.2f} MB of text, {len(dataset.shards(split))} shard(s)"
     )
+
+
+def _duplicate_lines(report: Report) -> list[str]:
+    if report.duplicates is None:
+        return []
+    share = report.duplicates / report.documents
+    return [f"duplicates {report.duplicates:,} of {report.documents:,} documents ({share:.2%}) were left out"]
 
 
 def _finding_lines(findings: Findings) -> list[str]:

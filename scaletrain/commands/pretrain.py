@@ -13,6 +13,7 @@ from scaletrain.errors import EXIT_STOPPED, EXIT_USER, ScaleTrainError
 
 if TYPE_CHECKING:
     from scaletrain.assemble import Settled
+    from scaletrain.data.run_data import RunData
     from scaletrain.engine.trainer import Trainer
     from scaletrain.runtime.log import Terminal
     from scaletrain.track.peak import Peak
@@ -123,24 +124,35 @@ def header(settled: "Settled", peak: "Peak") -> list[str]:
     from scaletrain.model.count import count_parameters
 
     recipe, arch, world, batch = settled.recipe, settled.architecture, settled.world, settled.batch
-    total, data = count_parameters(arch).total, settled.dataset
+    total, data = count_parameters(arch).total, settled.data
     tokens = settled.plan.total_steps * batch.global_batch * recipe.data.context_length
     name = recipe.run.name or Path(recipe.run.dir).name
     device = torch.cuda.get_device_name(settled.device) if settled.device.type == "cuda" else "CPU"
     rate = f"{peak.flops / 1e12:.3g} TFLOP/s a rank, {peak.source}" if peak.flops else peak.source
-    epochs = tokens / max(1, data.tokens("train"))
+    stored = data.tokens("train")
+    passes = f", {tokens / max(1, stored):.2f} epochs" if stored is not None else ""
     return [
         f"run     {name} in {recipe.run.dir}",
         f"model   {recipe.model.preset or recipe.model.init_from or arch.family}: {arch.num_layers} layers, "
         f"{arch.hidden_size} wide, {arch.num_heads} heads, {arch.vocab_size:,} tokens, {_short(total)} parameters",
-        f"data    {data.path}: {data.tokens('train'):,} tokens to train on, {data.tokens('validation'):,} to validate",
+        *data_lines(data),
         f"plan    {settled.plan.total_steps:,} steps x {batch.global_batch} samples x {recipe.data.context_length} "
-        f"tokens = {tokens:,} tokens, {epochs:.2f} epochs",
+        f"tokens = {tokens:,} tokens{passes}",
         f"ranks   {world.size} x {device} on {world.nodes} node{'s' if world.nodes > 1 else ''}, ZeRO stage "
         f"{zero_stage(settled.preset)}, {settled.precision}, micro-batch {batch.micro_batch} x {batch.accumulation}",
         f"mfu     tokens/s x {settled.flops_per_token / 1e6:,.1f} MFLOP a token (6 N + causal attention, recomputation "
         f"not counted) / {rate}",
     ]
+
+
+def data_lines(data: "RunData") -> list[str]:
+    """What is read, and what is peculiar to text that is tokenized while training."""
+    from scaletrain.data.live.text import LiveText
+
+    if isinstance(data, LiveText):
+        return [f"data    {data.name}: {data.options.live.split}", *(f"live    {note}" for note in data.notes())]
+    train, validation = data.tokens("train"), data.tokens("validation")
+    return [f"data    {data.name}: {train:,} tokens to train on, {validation:,} to validate"]
 
 
 def farewell(trainer: "Trainer", stopped: str | None) -> list[str]:

@@ -7,6 +7,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from scaletrain.config.architecture import resolve_architecture
+from scaletrain.config.data_rules import data_problems
 from scaletrain.config.problems import raise_problems, sections, shown, take_unknown_keys, value_problems
 from scaletrain.config.schema import Recipe
 from scaletrain.config.strict_yaml import dump_yaml, parse_yaml
@@ -86,7 +87,7 @@ def _checked(data: dict[str, Any], path: Path, problems: list[str]) -> Recipe | 
 
 def recipe_problems(recipe: Recipe) -> list[str]:
     """Every rule over several keys that `recipe` breaks, a line each. A warm-up may be longer than a (trial) run."""
-    found = []
+    found = data_problems(recipe.data)
     train, model = recipe.train, recipe.model
     if train.max_steps is None and train.max_tokens is None:
         found.append("train.max_steps and train.max_tokens are not set: give one, it is the length of the run")

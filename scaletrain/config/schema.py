@@ -54,15 +54,91 @@ class Run(Section):
     """Name shown in the header; default: the folder's name."""
 
 
-class Data(Section):
+class Source(Section):
+    """One source of a mixture."""
+
     path: Annotated[str, Field(min_length=1)]
-    """Dataset folder, as `scaletrain prepare` wrote it."""
+    """As data.path."""
+    weight: Annotated[Real, Field(ge=0)] = 1.0
+    """Share of the tokens that are read, relative to the other sources' weights; 0: not yet, a stage may raise it."""
+    max_epochs: Annotated[Real, Field(gt=0)] | None = None
+    """How often each of its samples may be read in the run."""
+
+
+class Stage(Section):
+    """From a point of the run on, other weights."""
+
+    from_tokens: NonNegative
+    """Tokens that the run has read when these weights begin."""
+    weights: dict[str, Annotated[Real, Field(ge=0)]]
+    """By source name; a source that is not named has weight 0."""
+
+
+class Cache(Section):
+    """Where files of remote datasets are kept on each node."""
+
+    dir: str | None = None
+    """Default: $SCALETRAIN_CACHE, else scaletrain in $XDG_CACHE_HOME or ~/.cache."""
+    max_gb: Annotated[Real, Field(gt=0)] | None = None
+    """Size (10^9 bytes) that the shards in it may have together; default: no bound."""
+
+
+class Live(Section):
+    """How data.source=huggingface reads: text that is tokenized while training."""
+
+    name: str | None = None
+    """Configuration of the dataset, where it has several."""
+    revision: str | None = None
+    """Branch, tag or commit of a dataset on the hub; default: its main branch."""
+    split: str = "train"
+    validation_split: str | None = None
+    """Split that evaluations read; default: none, no evaluation."""
+    field: str = "text"
+    """Field or column that holds the text."""
+    shuffle_rows: NonNegative = 1000
+    """Rows of each block whose order is drawn at random while the next block is read; 0, or data.shuffle=false: as they
+    come. Two blocks are in memory, and a resumed run reads its block again."""
+    validation_rows: Positive = 1000
+    """Rows of the validation split that are tokenized at the start, at most."""
+
+
+class Data(Section):
+    path: Annotated[str, Field(min_length=1)] | None = None
+    """Dataset: a folder of `scaletrain prepare` or its URL (s3://, gs://, hf://, https:// ...), or a token file of
+    another tool (Megatron .bin + .idx, .npy, nanoGPT or llm.c .bin, datatrove .ds, or a folder of such)."""
+    mixture: dict[str, Source] | None = None
+    """Several named datasets with weights, instead of path."""
+    stages: tuple[Stage, ...] = ()
+    """Changes of the mixture's weights on the way, such as an annealing phase."""
+    max_epochs: Annotated[Real, Field(gt=0)] | None = None
+    """With path: how often each sample may be read in the run; default: no limit."""
+    on_repeat_limit: Literal["error", "stop"] = "error"
+    """When a run would read a source more often than its max_epochs: error at the start, or stop there."""
+    source: Literal["tokens", "huggingface"] = "tokens"
+    """tokens: prepared tokens. huggingface: text that the datasets library streams, tokenized while training."""
+    live: Live = Live()
+    """For source=huggingface."""
+    tokenizer: str | None = None
+    """Tokenizer folder, file or hub name, for data that does not carry its own (other tools' files, huggingface)."""
+    dtype: Literal["uint16", "uint32"] | None = None
+    """Type of the tokens in a file that does not say it (nanoGPT's .bin); default: by the tokenizer's size."""
     context_length: Annotated[Positive, Field(ge=2)] = 1024
     """Tokens a sample."""
+    packing: Literal["cut", "best_fit"] = "cut"
+    """cut: documents one after the other, cut at context_length. best_fit: whole documents packed into samples, only
+    those longer than context_length are cut; the rest of a sample is padding."""
+    document_mask: bool = False
+    """Attention stays inside a document and positions begin anew in each."""
     shuffle: bool = True
     """Permute the samples of each epoch; false reads them in stored order."""
+    shuffle_window_shards: Positive | None = None
+    """Permute the shards, and the samples within so many of them, instead of all samples: for remote datasets larger
+    than the cache."""
     prefetch_steps: Positive = 4
     """Steps whose batches are read ahead by a thread."""
+    cache: Cache = Cache()
+    storage_options: dict[str, Any] = {}
+    """Passed to the fsspec file system of a URL, such as {endpoint_url: ...}. Keep secrets in the environment."""
 
 
 class Model(Section):
@@ -141,7 +217,7 @@ class Evaluate(Section):
     every_steps: Positive | None = 500
     """Steps between evaluations on the validation split; null: only at the end."""
     max_samples: Positive | None = None
-    """Validation samples used; default: all."""
+    """Validation samples used, spread evenly over the split; default: all."""
     batch_size: Positive | None = None
     """Samples a forward pass on one rank; default: the micro-batch."""
 
@@ -156,7 +232,7 @@ class Recipe(Section):
     run: Run
     seed: NonNegative = 1234
     """Decides the initial weights and the order of the data."""
-    data: Data
+    data: Data = Data()
     model: Model = Model()
     deepspeed: str = "ds_configs/zero1.json"
     """DeepSpeed JSON file; `--deepspeed_config FILE` on the command line wins over it."""

@@ -1,9 +1,10 @@
 """The dataset folder: an index and flat .npy shards of tokens and document ends, opened, checked and hashed."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -19,6 +20,7 @@ FORMAT = "scaletrain-dataset"
 VERSION = 1
 DTYPES: dict[str, np.dtype[Any]] = {"uint16": np.dtype("<u2"), "uint32": np.dtype("<u4")}
 DOCS_DTYPE = np.dtype("<u8")
+HEADER_BYTES = 128
 
 Tokens = npt.NDArray[np.uint16] | npt.NDArray[np.uint32]
 
@@ -46,16 +48,59 @@ class TokenizerInfo:
     eos_id: int
 
 
+class Files(Protocol):
+    """Where the bytes of a dataset are: on this disk, or brought to it when they are needed."""
+
+    def tokens(self, shard: Shard) -> tuple[Path, int]:
+        """The local file of a shard's tokens, whole, and the byte at which they begin."""
+        ...
+
+    def document_ends(self, shard: Shard) -> npt.NDArray[np.uint64]:
+        """The end of each document inside the shard (exclusive, the end-of-text token included)."""
+        ...
+
+    def prefetch(self, shards: Sequence[Shard]) -> None:
+        """Begins to bring these shards here, in this order; returns at once."""
+        ...
+
+
+@dataclass(frozen=True)
+class LocalFiles:
+    """The files of a dataset folder on this machine."""
+
+    folder: Path
+    dtype: np.dtype[Any]
+
+    def tokens(self, shard: Shard) -> tuple[Path, int]:
+        return self.folder / shard.file, HEADER_BYTES
+
+    def document_ends(self, shard: Shard) -> npt.NDArray[np.uint64]:
+        return map_array(self.folder / shard.docs_file, DOCS_DTYPE, shard.documents)
+
+    def prefetch(self, shards: Sequence[Shard]) -> None:
+        pass
+
+
 @dataclass(frozen=True)
 class Dataset:
-    """An opened dataset folder; the fingerprint covers every shard's hash, the tokenizer and the format."""
+    """An opened dataset; `name` is where the user said it is (a folder, a file, a URL).
 
-    path: Path
+    The fingerprint covers every shard's hash, the tokenizer and the format.
+    """
+
+    name: str
+    files: Files
     dtype: str
     tokenizer: TokenizerInfo
+    tokenizer_folder: Path
     train: tuple[Shard, ...]
     validation: tuple[Shard, ...]
     fingerprint: str
+
+    @property
+    def path(self) -> Path:
+        """The folder of a dataset on this machine."""
+        return Path(self.name)
 
     def shards(self, split: Split) -> tuple[Shard, ...]:
         return self.train if split == "train" else self.validation
@@ -112,12 +157,31 @@ def index_text(dataset: Dataset, sources: list[tuple[str, int]], options: dict[s
     return json.dumps(index, indent=1, ensure_ascii=False) + "\n"
 
 
+def local_dataset(
+    path: Path, dtype: str, tokenizer: TokenizerInfo, train: tuple[Shard, ...], validation: tuple[Shard, ...]
+) -> Dataset:
+    """A dataset whose files stand, or will stand, in the folder `path`."""
+    fingerprint = dataset_fingerprint(dtype, tokenizer, train, validation)
+    files = LocalFiles(path, DTYPES[dtype])
+    return Dataset(str(path), files, dtype, tokenizer, path / "tokenizer", train, validation, fingerprint)
+
+
 def open_dataset(path: Path | str) -> Dataset:
     """Reads the index and checks each file's presence, header and size (no hashing); DataError says what is wrong."""
     path = Path(path)
     if not path.is_dir():
         raise DataError(f"dataset {path} is not a folder: make it with scaletrain prepare --output {path}")
-    dataset = _read_index(path)
+    file = path / INDEX
+    if not file.is_file():
+        raise DataError(
+            f"dataset {path} has no {INDEX}: it is incomplete (a prepare that was stopped) or no dataset; "
+            "run the same scaletrain prepare command again"
+        )
+    try:
+        text = file.read_bytes()
+    except OSError as error:
+        raise DataError(f"{file} cannot be read ({error.strerror}): copy or prepare the dataset again") from error
+    dataset = local_dataset(path, *read_index(text, str(file)))
     if not (path / "tokenizer").is_dir():
         raise DataError(f"dataset {path} has no folder tokenizer: copy or prepare the dataset again")
     for split in SPLITS:
@@ -129,14 +193,14 @@ def open_dataset(path: Path | str) -> Dataset:
 
 def open_tokens(dataset: Dataset, shard: Shard) -> Tokens:
     """The shard's tokens, memory-mapped and read-only, one dimension."""
-    tokens: Tokens = _map(dataset.path / shard.file, DTYPES[dataset.dtype], shard.tokens)
+    path, offset = dataset.files.tokens(shard)
+    tokens: Tokens = map_array(path, DTYPES[dataset.dtype], shard.tokens, offset)
     return tokens
 
 
 def open_docs(dataset: Dataset, shard: Shard) -> npt.NDArray[np.uint64]:
-    """The end of each document inside the shard (exclusive, the end-of-text token included), memory-mapped."""
-    ends: npt.NDArray[np.uint64] = _map(dataset.path / shard.docs_file, DOCS_DTYPE, shard.documents)
-    return ends
+    """The end of each document inside the shard (exclusive, the end-of-text token included)."""
+    return dataset.files.document_ends(shard)
 
 
 def verify_dataset(dataset: Dataset) -> None:
@@ -152,19 +216,14 @@ def verify_dataset(dataset: Dataset) -> None:
                     )
 
 
-def _read_index(path: Path) -> Dataset:
-    file = path / INDEX
-    if not file.is_file():
-        raise DataError(
-            f"dataset {path} has no {INDEX}: it is incomplete (a prepare that was stopped) or no dataset; "
-            "run the same scaletrain prepare command again"
-        )
+def read_index(text: bytes, name: str) -> tuple[str, TokenizerInfo, tuple[Shard, ...], tuple[Shard, ...]]:
+    """Token type, tokenizer and the shards of both splits from the content of index.json, checked; DataError if not."""
     try:
-        index = json.loads(file.read_text(encoding="utf-8"))
+        index = json.loads(text)
         found = (index["format"], index["version"])
         if found != (FORMAT, VERSION):
             raise DataError(
-                f"{file} is {found[0]} version {found[1]}, this program reads {FORMAT} version {VERSION}: "
+                f"{name} is {found[0]} version {found[1]}, this program reads {FORMAT} version {VERSION}: "
                 "prepare the dataset again"
             )
         train, validation = (tuple(Shard(**shard) for shard in index[split]) for split in SPLITS)
@@ -175,13 +234,13 @@ def _read_index(path: Path) -> Dataset:
         fingerprint = dataset_fingerprint(dtype, tokenizer, train, validation)
         if fingerprint != index["fingerprint"]:
             raise DataError(
-                f"{file} was changed: its content has the fingerprint {fingerprint}, it says {index['fingerprint']}: "
+                f"{name} was changed: its content has the fingerprint {fingerprint}, it says {index['fingerprint']}: "
                 "copy or prepare the dataset again"
             )
-        return Dataset(path, dtype, tokenizer, train, validation, fingerprint)
-    except (ValueError, KeyError, TypeError, OSError) as error:
+        return dtype, tokenizer, train, validation
+    except (ValueError, KeyError, TypeError) as error:
         raise DataError(
-            f"{file} cannot be read ({type(error).__name__}: {error}): copy or prepare the dataset again"
+            f"{name} cannot be read ({type(error).__name__}: {error}): copy or prepare the dataset again"
         ) from error
 
 
@@ -205,7 +264,8 @@ def _check_file(path: Path, dtype: np.dtype[Any], length: int) -> None:
         raise DataError(f"{path} is no array of {length} {dtype.name}, as the index says: copy the dataset again")
 
 
-def _map(path: Path, dtype: np.dtype[Any], length: int) -> npt.NDArray[Any]:
+def map_array(path: Path, dtype: np.dtype[Any], length: int, offset: int = HEADER_BYTES) -> npt.NDArray[Any]:
+    """`length` items of a file from byte `offset` on, memory-mapped and read-only."""
     if length == 0:  # an empty file region cannot be mapped
         return np.empty(0, dtype=dtype)
-    return np.memmap(path, dtype=dtype, mode="r", offset=len(npy_header(dtype, length)), shape=(length,))
+    return np.memmap(path, dtype=dtype, mode="r", offset=offset, shape=(length,))

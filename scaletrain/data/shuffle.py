@@ -9,7 +9,7 @@ _ROUNDS = (
 )
 
 
-def _mix(values: npt.NDArray[np.uint64], key: np.uint64) -> npt.NDArray[np.uint64]:
+def mix(values: npt.NDArray[np.uint64], key: np.uint64) -> npt.NDArray[np.uint64]:
     """The finaliser of splitmix64 (Steele et al. 2014): each input bit changes half of the output bits."""
     z = values + key
     z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
@@ -20,10 +20,10 @@ def _mix(values: npt.NDArray[np.uint64], key: np.uint64) -> npt.NDArray[np.uint6
 def round_keys(seed: int, epoch: int) -> npt.NDArray[np.uint64]:
     """The keys of the permutation of one epoch."""
     with np.errstate(over="ignore"):
-        base = _mix(np.array([seed % 2**64], np.uint64), np.uint64(0x9E3779B97F4A7C15))
-        base = _mix(base ^ np.uint64(epoch % 2**64), np.uint64(0xD1B54A32D192ED03))
+        base = mix(np.array([seed % 2**64], np.uint64), np.uint64(0x9E3779B97F4A7C15))
+        base = mix(base ^ np.uint64(epoch % 2**64), np.uint64(0xD1B54A32D192ED03))
         numbers: npt.NDArray[np.uint64] = np.arange(_ROUNDS, dtype=np.uint64)
-        return _mix(base + numbers, np.uint64(0x8CB92BA72F3D8DD7))
+        return mix(base + numbers, np.uint64(0x8CB92BA72F3D8DD7))
 
 
 def permute(ids: Ids, n: int, seed: int, epoch: int) -> Ids:
@@ -42,7 +42,7 @@ def permute(ids: Ids, n: int, seed: int, epoch: int) -> Ids:
             now = values[walking]
             left, right = now >> half, now & mask
             for key in keys:
-                left, right = right, left ^ (_mix(right, key) & mask)
+                left, right = right, left ^ (mix(right, key) & mask)
             values[walking] = (left << half) | right
             walking = walking[values[walking] >= n]
     return values.astype(np.int64)

@@ -15,8 +15,9 @@ from scaletrain.errors import CheckpointError
 from scaletrain.runtime import dist
 from scaletrain.runtime.files import hash_file, sync_folder, write_json, write_whole
 
-FORMAT = 1
+FORMAT = 2
 MANIFEST = "manifest.json"
+ADDABLE = "source "  # parts of a mixture: they may come and go at a resume, but never change
 SELF = "manifest_xxh3_128"  # the manifest's key for the hash of all its other values
 _UNFINISHED = ".unfinished-"
 
@@ -56,12 +57,34 @@ class Found:
         return RunState.from_dict(self.manifest["state"])
 
 
+def _position_file(rank: int) -> str:
+    return f"data-rank-{rank:05d}.json"
+
+
+def read_position(found: Found) -> dict[str, Any] | None:
+    """Where this rank was in a live source when the checkpoint was made; None if it read from none."""
+    name = _position_file(dist.rank())
+    if name not in found.manifest["files"]:
+        return None
+    position: dict[str, Any] = json.loads((found.folder / name).read_text(encoding="utf-8"))
+    return position
+
+
 def step_folder(root: Path, step: int) -> Path:
     return root / f"step-{step:08d}"
 
 
-def save(root: Path, engine: Saves, state: RunState, identity: Identity, extra: Mapping[str, Any]) -> dict[str, Any]:
+def save(
+    root: Path,
+    engine: Saves,
+    state: RunState,
+    identity: Identity,
+    extra: Mapping[str, Any],
+    position: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
     """Writes checkpoint `step` below `root`; all ranks call it. Returns folder name, bytes and seconds.
+
+    `extra` goes into the manifest; `position` is this rank's place in a live source (see read_position).
 
     All ranks write into a folder of another name; when each file is on the disk rank 0 writes the manifest, renames the
     folder, and points `latest` at it. Whatever interrupts this, the earlier checkpoints stay whole and this one either
@@ -78,6 +101,10 @@ def save(root: Path, engine: Saves, state: RunState, identity: Identity, extra: 
         mine: dict[str, tuple[int, str]] = {}
         with dist.together():
             mine = engine.save(unfinished)
+            if position is not None:
+                name = _position_file(dist.rank())
+                write_json(unfinished / name, position)
+                mine[name] = (unfinished / name).stat().st_size, hash_file(unfinished / name)
         files = {name: record for part in dist.gather(mine) for name, record in part.items()}
         with dist.together():
             if dist.rank() == 0:
@@ -157,19 +184,18 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     """The manifest of a checkpoint folder; CheckpointError when it is missing, torn or of another format."""
     try:
         manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-        found = manifest["format"]
+        if (found := manifest["format"]) != FORMAT:
+            raise CheckpointError(f"{folder}: checkpoint format {found}, this version reads {FORMAT}: use that version")
         intact = manifest.pop(SELF) == _self_hash(manifest)
         RunState.from_dict(manifest["state"])
     except FileNotFoundError as error:
         raise CheckpointError(f"{folder}: no {MANIFEST}: this is not a complete checkpoint") from error
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{folder / MANIFEST}: cannot be read ({error}): use another checkpoint") from error
-    if found == FORMAT and not intact:
+    if not intact:
         raise CheckpointError(
             f"{folder / MANIFEST} is not as it was written (its hash differs): use another checkpoint"
         )
-    if found != FORMAT:
-        raise CheckpointError(f"{folder}: checkpoint format {found}, this version reads {FORMAT}: use that version")
     return manifest  # type: ignore[no-any-return]
 
 
@@ -228,8 +254,12 @@ def check_identity(found: Found, identity: Identity) -> None:
     }
     for part, remedy in rules.items():
         before, now = found.manifest[part], json.loads(json.dumps(identity.to_dict()[part]))
+        if part == "layout" and before.get("zero_stage") == now.get("zero_stage") == 0:
+            now = {**now, "ranks": before.get("ranks")}  # at stage 0 every rank holds the whole state
         changed = [
-            f"{k} was {before.get(k)}, is {now.get(k)}" for k in {**before, **now} if before.get(k) != now.get(k)
+            f"{k} was {before.get(k)}, is {now.get(k)}"
+            for k in {**before, **now}
+            if before.get(k) != now.get(k) and not (k.startswith(ADDABLE) and (k not in before or k not in now))
         ]
         if changed:
             raise CheckpointError(f"{found.folder}: {'; '.join(changed)}: {remedy}")

@@ -10,13 +10,13 @@ from scaletrain.tasks.task import Task
 
 
 def evaluate(engine: Engine, task: Task, rows: Rows, batch_size: int, max_samples: int | None) -> dict[str, float]:
-    """The task's metrics over the first `max_samples` rows (all: None). Each rank takes every size-th batch, and all
-    take equally many: ZeRO-3 gathers weights in each forward pass, so a rank that ran out would leave the others
-    waiting."""
+    """The task's metrics over `max_samples` rows, spread evenly over all (None: all). Each rank takes every size-th
+    batch, and all take equally many: ZeRO-3 gathers weights in each forward pass, so a rank that ran out would leave
+    the others waiting."""
     count = min(len(rows), max_samples or len(rows))
     rounds = -(-count // (batch_size * dist.size()))
     ids = np.full(rounds * batch_size * dist.size(), -1, dtype=np.int64)
-    ids[:count] = np.arange(count)
+    ids[:count] = np.arange(count) * len(rows) // count
     totals: dict[str, torch.Tensor] = {}
     for part in ids.reshape(rounds, dist.size(), batch_size)[:, dist.rank()]:
         for name, value in engine.eval_step(rows.fetch(part)).items():

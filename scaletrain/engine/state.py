@@ -6,11 +6,15 @@ from typing import Any
 
 @dataclass(frozen=True)
 class RunState:
-    """Optimizer steps taken, samples and tokens read by them over all ranks."""
+    """Optimizer steps taken, samples and tokens read by them over all ranks.
+
+    `sample_digest` tells which samples they were (scaletrain.data.order.digest): an audit computes it again.
+    """
 
     step: int = 0
     samples_seen: int = 0
     tokens_seen: int = 0
+    sample_digest: int = 0
 
     def advance(self, samples: int, tokens: int) -> "RunState":
         return replace(
@@ -20,9 +24,14 @@ class RunState:
             tokens_seen=self.tokens_seen + tokens,
         )
 
-    def to_dict(self) -> dict[str, int]:
-        return asdict(self)
+    def with_samples(self, digest: int) -> "RunState":
+        """The state after the samples of this digest were read too."""
+        return replace(self, sample_digest=(self.sample_digest + digest) % 2**64)
+
+    def to_dict(self) -> dict[str, int | str]:
+        return {**asdict(self), "sample_digest": f"{self.sample_digest:016x}"}  # JSON numbers end at 2**53
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "RunState":
-        return cls(**{name: int(values[name]) for name in ("step", "samples_seen", "tokens_seen")})
+        counters = {name: int(values[name]) for name in ("step", "samples_seen", "tokens_seen")}
+        return cls(**counters, sample_digest=int(values["sample_digest"], 16))

@@ -1,7 +1,7 @@
 """The loop: read, step, count; and when due log, evaluate, save or stop."""
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +17,7 @@ from scaletrain.engine.checkpoint import Identity
 from scaletrain.engine.engine import Engine, StepResult
 from scaletrain.engine.evaluate import evaluate
 from scaletrain.engine.state import RunState
+from scaletrain.errors import ScaleTrainError
 from scaletrain.optim.schedule import lr_at
 from scaletrain.runtime import dist
 from scaletrain.runtime.stop import StopRequest
@@ -61,9 +62,13 @@ class Trainer:
     progress: RunProgress
     stop: StopRequest
     state: RunState
+    record: Mapping[str, Any] | None = None  # what a checkpoint must say of the data's order, see Reading.record
     saved_step: int | None = None  # of the checkpoint at hand
     evaluated_step: int | None = None  # of the last evaluation in metrics.jsonl
     _fault: OSError | None = None
+    _data_fault: ScaleTrainError | None = None
+    _digest: int = 0  # of the samples that this rank read since the last save
+    _position: Mapping[str, Any] | None = None  # in a live source, after the last step
 
     @property
     def checkpoints(self) -> Path:
@@ -99,17 +104,20 @@ class Trainer:
     def _step(self, loader: Steps, late: bool) -> str | None:
         """One optimizer step and what is due after it; why the run should stop now, as all ranks agree."""
         began = time.perf_counter()
-        batches = next(loader)
+        step = self._read(loader)
         waited = time.perf_counter() - began
-        mine = sum(self.task.weight(batch) for batch in batches)
-        # The one exchange a step on the host: all ranks learn the divisor, and whether any should stop or cannot write.
-        flags = [self.stop.reason is not None, late, self._fault is not None]
-        weight, signals, deadlines, faults = dist.sum_integers([mine, *flags])
+        mine = sum(self.task.weight(batch) for batch in step.batches)
+        # The one exchange a step on the host: all ranks learn the divisor, and whether any should stop, cannot write or
+        # cannot read.
+        flags = [self.stop.reason is not None, late, self._fault is not None, self._data_fault is not None]
+        weight, signals, deadlines, faults, data_faults = dist.sum_integers([mine, *flags])
         self._share_faults(faults)
+        self._save_and_share(data_faults)
         lr = lr_at(self.state.step, self.recipe.optim, self.plan.total_steps)
-        result = self.engine.train_step(batches, lr, weight)
+        result = self.engine.train_step(step.batches, lr, weight)
         batch = self.plan.global_batch
         self.state = self.state.advance(batch, batch * self.plan.tokens_per_sample)
+        self._digest, self._position = self._digest + step.digest, step.position
         self._report(result, lr, began, waited)
         self._save_if(due=self._due(self.recipe.checkpoint.every_steps))
         if signals:
@@ -118,6 +126,21 @@ class Trainer:
             return f"train.max_hours={self.recipe.train.max_hours:g} is over"
         self._evaluate_if(due=self._due(self.recipe.evaluate.every_steps))
         return None
+
+    def _read(self, loader: Steps) -> Step:
+        try:
+            return next(loader)
+        except ScaleTrainError as error:  # told to all ranks: one that left here would keep the others waiting
+            self._data_fault = error
+            return Step([])
+
+    def _save_and_share(self, data_faults: int) -> None:
+        """Data that cannot be read ends the run on every rank, with the work saved."""
+        if data_faults:
+            self._save_if(due=self.state.step > 0)
+            with dist.together():
+                if self._data_fault is not None:
+                    raise self._data_fault
 
     def _due(self, every: int | None) -> bool:
         return every is not None and self.state.step > 0 and self.state.step % every == 0
@@ -163,10 +186,17 @@ class Trainer:
     def _save_if(self, *, due: bool) -> None:
         if not due or self.saved_step == self.state.step:
             return
-        extra = {"recipe": self.recipe.model_dump(mode="json"), "time": time.time()}
-        saved = checkpoint.save(self.checkpoints, self.engine, self.state, self.identity, extra)
+        extra = {"recipe": self.recipe.model_dump(mode="json"), "time": time.time(), "reading": self.record}
+        (digest,) = dist.sum_modulo([self._digest])
+        self.state, self._digest = self.state.with_samples(digest), 0
+        saved = checkpoint.save(self.checkpoints, self.engine, self.state, self.identity, extra, self._position)
         self.saved_step = self.state.step
-        self._record("checkpoint", **saved)
+        self._record(
+            "checkpoint",
+            **saved,
+            samples_seen=self.state.samples_seen,
+            sample_digest=self.state.to_dict()["sample_digest"],
+        )
         if dist.rank() == 0:
             checkpoint.clean(self.checkpoints, self.recipe.checkpoint.keep_last)
 

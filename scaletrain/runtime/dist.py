@@ -91,6 +91,12 @@ def sum_integers(values: Sequence[int]) -> list[int]:
     return [int(v) for v in tensor.tolist()]
 
 
+def sum_modulo(values: Sequence[int]) -> list[int]:
+    """Elementwise sums of unsigned `values` over all ranks, modulo 2**64."""
+    signed = [(value + 2**63) % 2**64 - 2**63 for value in values]
+    return [value % 2**64 for value in sum_integers(signed)]  # int64 sums wrap around
+
+
 def sum_tensors(tensor: torch.Tensor) -> torch.Tensor:
     """Elementwise sum over all ranks, on the tensor's device."""
     if size() > 1:

@@ -1,14 +1,15 @@
-"""Next-token prediction over a prepared dataset."""
+"""Next-token prediction over tokens."""
 
 import math
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Protocol
 
 from torch import nn
 
 from scaletrain.config.architecture import Architecture
-from scaletrain.data.rows import IGNORED, Batch, Rows, split_rows
-from scaletrain.data.shards import Dataset, Split
+from scaletrain.data.rows import IGNORED, Batch, Rows
+from scaletrain.data.shards import Split
 from scaletrain.model.checkpointing import apply_activation_checkpointing
 from scaletrain.model.gpt import GPT
 from scaletrain.model.hf import load_weights
@@ -16,20 +17,29 @@ from scaletrain.model.init import Gather, init_parameters
 from scaletrain.tasks.task import Sums
 
 
+class Texts(Protocol):
+    """The data of a run, seen from here."""
+
+    def rows(self, split: Split) -> Rows: ...
+
+    def bytes_per_target(self) -> float | None:
+        """UTF-8 bytes of the validation text for each token that is predicted; None where they are not known."""
+        ...
+
+
 class PretrainTask:
-    """A GPT on the tokens of `dataset`, cut into samples of `context` tokens."""
+    """A GPT on the tokens of `data`."""
 
     def __init__(
         self,
         architecture: Architecture,
-        dataset: Dataset,
-        context: int,
+        data: Texts,
         *,
         seed: int,
         init_from: Path | None = None,
         activation_checkpointing: str = "none",
     ) -> None:
-        self.architecture, self.dataset, self.context = architecture, dataset, context
+        self.architecture, self.data = architecture, data
         self._seed, self._init_from = seed, init_from
         self._activation_checkpointing = activation_checkpointing
 
@@ -46,14 +56,15 @@ class PretrainTask:
             load_weights(model, self._init_from, gather)
 
     def rows(self, split: Split) -> Rows:
-        return split_rows(self.dataset, split, self.context, partial=split == "validation")
+        return self.data.rows(split)
 
     def weight(self, batch: Batch) -> int:
         return int((batch["labels"] != IGNORED).sum())
 
     def loss_sums(self, model: nn.Module, batch: Batch) -> Sums:
         labels = batch["labels"]
-        return {"loss": model(batch["input_ids"], labels), "items": (labels != IGNORED).sum()}
+        loss = model(batch["input_ids"], labels, batch.get("documents"))
+        return {"loss": loss, "items": (labels != IGNORED).sum()}
 
     def metrics(self, sums: Mapping[str, float]) -> dict[str, float]:
         """Mean loss in nats a token, perplexity, and bits per byte of the original text.
@@ -61,14 +72,11 @@ class PretrainTask:
         Bits per byte compares models of different tokenizers: total bits over the UTF-8 bytes that the evaluated tokens
         stand for (the split's bytes a token where only a part of it was evaluated).
         """
-        return text_metrics(sums["loss"], sums["items"], self.dataset.bytes("validation") / self._validation_items())
-
-    def _validation_items(self) -> int:
-        return max(1, self.dataset.tokens("validation") - 1)  # nothing predicts the first token
+        return text_metrics(sums["loss"], sums["items"], self.data.bytes_per_target())
 
 
-def text_metrics(loss_sum: float, items: float, bytes_per_item: float) -> dict[str, float]:
-    """Loss (nats a token), perplexity and bits per byte of `items` predicted tokens with this total loss."""
+def text_metrics(loss_sum: float, items: float, bytes_per_item: float | None) -> dict[str, float]:
+    """Loss (nats a token), perplexity and, where the bytes are known, bits per byte of `items` predicted tokens."""
     loss = loss_sum / items
-    perplexity = math.exp(loss) if loss < 700 else math.inf
-    return {"loss": loss, "perplexity": perplexity, "bits_per_byte": loss / math.log(2) / bytes_per_item}
+    found = {"loss": loss, "perplexity": math.exp(loss) if loss < 700 else math.inf}
+    return found if bytes_per_item is None else {**found, "bits_per_byte": loss / math.log(2) / bytes_per_item}

@@ -11,14 +11,14 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 class RunProgress:
     """Shows step, loss, tokens/s, MFU and the time left. With no stream (ranks other than 0) it shows nothing."""
 
-    def __init__(self, stream: TextIO | None, total_steps: int) -> None:
+    def __init__(self, stream: TextIO | None) -> None:
         self._console = Console(file=stream, highlight=False, soft_wrap=True) if stream is not None else None
-        self._total, self._first, self._began = total_steps, 0, time.monotonic()
+        self._total, self._first, self._began = 0, 0, time.monotonic()
         self._bar: Progress | None = None
 
-    def start(self, step: int) -> None:
+    def start(self, step: int, total_steps: int) -> None:
         """Shows the bar, in a terminal; training goes on from `step`."""
-        self._first, self._began = step, time.monotonic()
+        self._total, self._first, self._began = total_steps, step, time.monotonic()
         if self._console is not None and self._console.is_terminal:
             self._bar = Progress(
                 TextColumn("step"),

@@ -16,21 +16,21 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from scaletrain.data.prepare.join import ShardPlan, plan_shards
-from scaletrain.data.prepare.partial import hold
-from scaletrain.data.prepare.run import PrepareOptions, Report, prepare_dataset
-from scaletrain.data.prepare.segments import Lengths
+from scaletrain.data.prepare.join import ShardPlan, Stretch, plan_shards
+from scaletrain.data.prepare.locks import hold
+from scaletrain.data.prepare.options import PrepareOptions, Report
+from scaletrain.data.prepare.run import prepare_dataset
 from scaletrain.data.prepare.units import Reading
-from scaletrain.data.shards import Dataset, open_dataset, open_docs, open_tokens, verify_dataset
+from scaletrain.data.shards import Dataset, open_docs, open_tokens, verify_dataset
 from scaletrain.data.tokenizer import load_tokenizer
 from scaletrain.errors import DataError
-from tests.conftest import run_program
 
 # A program of its own, so that it can be killed or limited: `OUTPUT INPUT WORKERS [BYTES A FILE MAY HAVE]`.
 PROGRAM = """
 import resource, sys
 from pathlib import Path
-from scaletrain.data.prepare.run import PrepareOptions, prepare_dataset
+from scaletrain.data.prepare.options import PrepareOptions
+from scaletrain.data.prepare.run import prepare_dataset
 from scaletrain.errors import ScaleTrainError
 from tests.data.test_prepare import Recorder
 
@@ -395,32 +395,29 @@ def test_only_empty_documents_are_nothing_to_prepare(tokenizer: str, tmp_path: P
         prepare_dataset(options_for(tmp_path, tokenizer, path), Recorder())
 
 
+def stretch(segment: int, *lengths: int) -> Stretch:
+    tokens = np.array(lengths, dtype=np.int64)
+    return Stretch(segment, np.cumsum(tokens) - tokens, np.stack([tokens, tokens], axis=1).astype(np.uint64))
+
+
 def test_shards_hold_whole_documents_up_to_their_size() -> None:
-    def segment(*lengths: int) -> Lengths:
-        return np.array([(length, length) for length in lengths], dtype=np.uint64).reshape(-1, 2)
-
-    segments = [segment(4, 5), segment(), segment(1, 30, 3), segment(7, 10, 10)]
-    plans: list[ShardPlan] = list(plan_shards(iter(enumerate(segments)), 10))
-    found = [[int(length) for part in plan.lengths for length in part[:, 0]] for plan in plans]
+    stretches = [stretch(0, 4, 5), stretch(2, 1, 30, 3), stretch(3, 7, 10, 10)]
+    plans: list[ShardPlan] = list(plan_shards(stretches, 10))
+    found = [[int(length) for part in plan.stretches for length in part.lengths[:, 0]] for plan in plans]
     assert found == [[4, 5, 1], [30], [3, 7], [10], [10]]
-    assert [plan.ranges for plan in plans][2] == [(2, 31, 3), (3, 0, 7)]
+    runs = [(part.segment, run) for part in plans[2].stretches for run in part.runs()]
+    assert runs == [(2, (31, 3)), (3, (0, 7))]
 
 
-def test_memory_is_bounded_for_a_large_input(tokenizer: str, tmp_path: Path) -> None:
-    """One document of 16 MB: its encoding alone would take some 700 MB."""
-    path = tmp_path / "large.txt"
-    block = Path(subprocess.__file__).read_text()
-    path.write_text(block * (16_000_000 // len(block)))
-    command = ["prepare", "--input", str(path), "--output", str(tmp_path / "out"), "--tokenizer", tokenizer]
-    # VmHWM for the program itself: its ru_maxrss would still hold that of the process which forked it, this one.
-    code = (
-        "import re, resource, sys; from scaletrain.cli import app; app(sys.argv[1:], standalone_mode=False); "
-        "own = int(re.search(r'VmHWM:\\s*([0-9]+)', open('/proc/self/status').read())[1]); "
-        "print('peak', max(own, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss))"
-    )
-    done = run_program("-c", code, *command, "--workers", "1")
-    assert done.code == 0, done.err
-    assert int(done.out.split("peak")[1]) / 1024 < 400
-    dataset = open_dataset(tmp_path / "out")
-    (train,), (validation,) = documents(dataset, "train"), documents(dataset, "validation")
-    assert train + validation == path.read_text()
+@pytest.mark.parametrize("block", [1, 2, 3, 100])
+def test_shards_do_not_depend_on_the_blocks_that_lengths_are_read_in(block: int) -> None:
+    lengths = np.random.default_rng(0).integers(1, 40, 200)
+    whole = stretch(0, *lengths.tolist())
+    blocks = [Stretch(0, whole.starts[i : i + block], whole.lengths[i : i + block]) for i in range(0, 200, block)]
+    assert [plan.tokens for plan in plan_shards(blocks, 100)] == [plan.tokens for plan in plan_shards([whole], 100)]
+
+
+def test_runs_leave_out_what_lies_between_documents() -> None:
+    whole = stretch(0, 3, 4, 5, 6, 7)
+    kept = np.array([True, True, False, True, False])
+    assert list(Stretch(0, whole.starts[kept], whole.lengths[kept]).runs()) == [(0, 7), (12, 6)]

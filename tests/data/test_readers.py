@@ -17,6 +17,7 @@ import zstandard
 from scaletrain.data.prepare.inputs import find_sources, kind_of
 from scaletrain.data.prepare.readers import cut_units, read_documents
 from scaletrain.data.prepare.splitting import PART, SplitRule, encode_parts, split_document
+from scaletrain.data.prepare.text_readers import MAX_DOCUMENT
 from scaletrain.data.prepare.units import Document, Findings, Reading
 from scaletrain.errors import DataError
 
@@ -101,6 +102,48 @@ def test_large_text_file_is_read_in_blocks(tmp_path: Path) -> None:
     with gzip.open(tmp_path / "large.txt.gz", "wb", compresslevel=1) as packed:
         packed.write(text.encode())
     assert read([tmp_path / "large.txt.gz"]) == [text]
+
+
+def test_large_compressed_file_is_split_as_the_plain_one_without_being_held(tmp_path: Path) -> None:
+    text = "".join(f"line {i} of a novel, ä\n" for i in range(250_000))
+    (tmp_path / "a.txt").write_text(text, encoding="utf-8")
+    (tmp_path / "a.txt.gz").write_bytes(gzip.compress(text.encode(), 1))
+    found = []
+    for name in ("a.txt", "a.txt.gz"):
+        findings = Findings()
+        sources = find_sources([str(tmp_path / name)], None, None, Reading())
+        (document,) = read_documents(cut_units(sources, Reading())[0], Reading(), findings)
+        assert not isinstance(document.parts, tuple)
+        found.append(list(split_document(document, SplitRule("span", 0.1, 0))))
+    assert found[0] == found[1]
+    assert "".join(piece.text for piece in found[0]) == text
+
+
+def test_small_files_of_every_kind_are_read_in_groups(tmp_path: Path) -> None:
+    for i in range(30):
+        write_jsonl(tmp_path / f"a{i:02}.jsonl", [f"json {i}"])
+        (tmp_path / f"b{i:02}.csv").write_text(f"text\ncsv {i}\n")
+        (tmp_path / f"c{i:02}.txt").write_text(f"text {i}")
+        (tmp_path / f"d{i:02}.jsonl.gz").write_bytes(gzip.compress(f'{{"text": "packed {i}"}}'.encode()))
+    units = cut_units(find_sources([str(tmp_path)], None, None, Reading()), Reading(), 10**6)
+    assert [(unit.kind, len(unit.paths)) for unit in units] == [("jsonl", 30), ("csv", 30), ("text", 30), ("jsonl", 30)]
+    expected = [f"{kind} {i}" for kind in ("json", "csv", "text", "packed") for i in range(30)]
+    assert read([tmp_path], unit_bytes=10**6) == read([tmp_path], unit_bytes=1) == expected
+
+
+def test_file_without_separators_or_line_ends_is_refused_before_it_fills_the_memory(tmp_path: Path) -> None:
+    for name in ("a.txt", "a.jsonl"):
+        with (tmp_path / name).open("wb") as file:
+            file.write(b"one\n\n" if name == "a.txt" else b'{"text": "one"}\n')
+            file.truncate(MAX_DOCUMENT + 5_000_000)  # a hole: takes no room
+    with pytest.raises(
+        DataError, match=r"a\.txt has no separator '\\n\\n' in 268,435,456 bytes: choose another --sepa"
+    ):
+        read([tmp_path / "a.txt"], Reading(separator="\n\n"), 10**9)
+    with pytest.raises(
+        DataError, match=r"a\.jsonl:2 is longer than 268,435,456 bytes: give a text of that size a file"
+    ):
+        read([tmp_path / "a.jsonl"], unit_bytes=10**9)
 
 
 def test_every_kind_gives_the_same_documents(tmp_path: Path) -> None:
@@ -270,7 +313,7 @@ def test_span_split_holds_out_the_end_at_a_break() -> None:
     text = "".join(f"line {i} of a novel\n" for i in range(10_000))
     size = len(text)
     blocks = (text[i : i + 5000] for i in range(0, size, 5000))
-    for document in (Document((text,)), Document(blocks, size)):
+    for document in (Document((text,)), Document(blocks, lambda: size)):
         pieces = list(split_document(document, SplitRule("span", 0.1, 0)))
         assert "".join(piece.text for piece in pieces) == text
         assert [piece.split for piece in pieces] == ["train", "validation"]

@@ -15,6 +15,7 @@ from scaletrain.data.shards import (
     dataset_fingerprint,
     hash_file,
     index_text,
+    local_dataset,
     npy_header,
     open_dataset,
     open_docs,
@@ -39,7 +40,7 @@ def write_dataset(folder: Path) -> Dataset:
         hashes = hash_file(folder / file), hash_file(folder / docs_file)
         shards.append(Shard(file, docs_file, len(tokens), len(ends), 2 * len(tokens), *hashes))
     train = tuple(shards)
-    dataset = Dataset(folder, "uint16", TOKENIZER, train, (), dataset_fingerprint("uint16", TOKENIZER, train, ()))
+    dataset = local_dataset(folder, "uint16", TOKENIZER, train, ())
     (folder / "index.json").write_text(index_text(dataset, [("a.txt", 16)], {}))
     return dataset
 

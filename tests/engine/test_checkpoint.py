@@ -167,7 +167,7 @@ def test_another_format_is_refused(tmp_path: Path) -> None:
     save(tmp_path, 5)
     manifest = tmp_path / "step-00000005" / "manifest.json"
     manifest.write_text(json.dumps({**json.loads(manifest.read_text()), "format": 99}))
-    with pytest.raises(CheckpointError, match="checkpoint format 99, this version reads 1"):
+    with pytest.raises(CheckpointError, match="checkpoint format 99, this version reads 2"):
         checkpoint.read_manifest(manifest.parent)
 
 

@@ -1,12 +1,11 @@
 """A real GPT on real text: ZeRO stages, ranks and a bare torch loop learn the same, step for step."""
 
-from pathlib import Path
-
 import pytest
 
 from scaletrain.config.architecture import resolve_architecture
-from scaletrain.config.schema import Model
-from scaletrain.data.shards import Dataset, open_dataset
+from scaletrain.config.schema import Data, Model
+from scaletrain.data.shards import Dataset
+from scaletrain.data.training_data import open_training_data
 from scaletrain.tasks.pretrain import PretrainTask
 from tests.engine.training import largest_difference, train, train_plainly
 from tests.ranks import run_ranks
@@ -15,10 +14,10 @@ STEPS, CONTEXT = 50, 64
 
 
 def gpt_task(path: str, family: str) -> PretrainTask:
-    dataset = open_dataset(Path(path))
+    data = open_training_data(Data(path=path, context_length=CONTEXT), seed=1)
     model = Model(family=family, num_layers=3, num_heads=4, hidden_size=64)  # type: ignore[arg-type]
-    architecture = resolve_architecture(model, dataset.tokenizer.vocab_size, CONTEXT)
-    return PretrainTask(architecture, dataset, CONTEXT, seed=5)
+    architecture = resolve_architecture(model, data.tokenizer.vocab_size, CONTEXT)
+    return PretrainTask(architecture, data, seed=5)
 
 
 def engine_losses(path: str, family: str) -> dict[str, list[float]]:

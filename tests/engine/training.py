@@ -4,6 +4,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -61,7 +62,7 @@ def train(
         assert found is not None
         engine.load(found.folder)
         state = found.state
-    order = Order(len(rows), seed=1)
+    order = Order(np.array([len(rows)]), seed=1)
     while state.step < steps:
         batches = [rows.fetch(ids) for ids in share.of(order.ids(state.samples_seen, 8))]
         (weight,) = dist.sum_integers([sum(map(task.weight, batches))])
@@ -76,7 +77,7 @@ def train(
 def train_plainly(task: Task, steps: int = 20) -> list[float]:
     """The same training by a bare torch loop, float32, one process: what the engine must equal."""
     rows = task.rows("train")
-    order = Order(len(rows), seed=1)
+    order = Order(np.array([len(rows)]), seed=1)
     model = task.build_model()
     task.initialise(model, lambda parameter: nullcontext(True))
     groups = parameter_groups(model, OPTIM.weight_decay)

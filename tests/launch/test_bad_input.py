@@ -52,7 +52,7 @@ BEFORE_THE_RUN: dict[str, Case] = {
     ),
     "context longer than the data": (
         lambda d, t: "data.context_length=1M",
-        "fewer than the 1,000,001 that one sample of context_length=1000000 takes",
+        "samples of 1000000 tokens, fewer than one batch of train.global_batch_size=8: prepare more",
     ),
 }
 

@@ -71,11 +71,12 @@ def test_memory_in_use_is_told_in_bytes() -> None:
 def test_plain_lines_where_there_is_no_terminal_and_nothing_on_other_ranks() -> None:
     values = {"loss": 2.5, "tokens_per_second": 1234.0, "mfu": 0.5, "lr": 1e-3, "grad_norm": 1.0}
     stream = io.StringIO()
-    shown = RunProgress(stream, total_steps=10)
+    shown = RunProgress(stream)
+    shown.start(0, total_steps=10)
     shown.metrics(5, values)
     shown.say("one line")
     shown.close()
     lines = stream.getvalue().splitlines()
     assert lines[0].startswith("step 5/10  loss 2.5000  1,234 tok/s  mfu 50.0%  lr 1.00e-03")
     assert lines[1] == "one line"
-    RunProgress(None, 10).metrics(5, values)
+    RunProgress(None).metrics(5, values)

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import zstandard
 
 from scaletrain.data.prepare.table_readers import cut_datasets, cut_parquet, read_datasets, read_parquet
-from scaletrain.data.prepare.text_readers import cut_lines, cut_text, cut_whole, read_csv, read_jsonl, read_text
+from scaletrain.data.prepare.text_readers import cut_lines, cut_small, cut_text, read_csv, read_jsonl, read_text
 from scaletrain.data.prepare.units import Document, Findings, Reading, Source, Unit
 from scaletrain.errors import DataError
 
@@ -19,16 +19,16 @@ _MIN_UNITS, _MAX_UNITS = 64, 16384
 
 
 class Reader(NamedTuple):
-    """How one kind of input is cut, and how a unit of it is read."""
+    """How one kind of input is cut, and how one path of a unit is read in a range (0, 0: the whole of it)."""
 
     cut: Callable[[list[Source], Reading, int], Iterator[Unit]]
-    read: Callable[[Unit, Reading, Findings], Iterator[Document]]
+    read: Callable[[str, tuple[int, int], Reading, Findings], Iterator[Document]]
 
 
 READERS: dict[str, Reader] = {
     "text": Reader(cut_text, read_text),
     "jsonl": Reader(cut_lines, read_jsonl),
-    "csv": Reader(cut_whole, read_csv),
+    "csv": Reader(cut_small, read_csv),
     "parquet": Reader(cut_parquet, read_parquet),
     "datasets": Reader(cut_datasets, read_datasets),
 }
@@ -50,14 +50,15 @@ def cut_units(sources: list[Source], reading: Reading, unit_bytes: int | None = 
 
 def read_documents(unit: Unit, reading: Reading, findings: Findings) -> Iterator[Document]:
     """The unit's documents in order, the empty and blank ones left out and counted."""
-    names = unit.paths[0] if len(unit.paths) == 1 else f"one of {unit.paths[0]} ... {unit.paths[-1]}"
-    try:
-        for document in READERS[unit.kind].read(unit, reading, findings):
-            if isinstance(document.parts, tuple) and not document.parts[0].strip():
-                findings.empty_documents += 1
-            else:
-                yield document
-    except (EOFError, zlib.error, gzip.BadGzipFile, zstandard.ZstdError) as error:
-        raise DataError(f"input {names} is damaged or not what its name says ({error}): copy it again") from error
-    except OSError as error:
-        raise DataError(f"input {error.filename or names} cannot be read: {error.strerror or error}") from error
+    read = READERS[unit.kind].read
+    for name in unit.paths:
+        try:
+            for document in read(name, (unit.start, unit.stop), reading, findings):
+                if isinstance(document.parts, tuple) and not document.parts[0].strip():
+                    findings.empty_documents += 1
+                else:
+                    yield document
+        except (EOFError, zlib.error, gzip.BadGzipFile, zstandard.ZstdError) as error:
+            raise DataError(f"input {name} is damaged or not what its name says ({error}): copy it again") from error
+        except OSError as error:
+            raise DataError(f"input {error.filename or name} cannot be read: {error.strerror or error}") from error

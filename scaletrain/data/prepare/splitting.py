@@ -38,6 +38,10 @@ def documents_for_hash(fraction: float) -> int:
 
 def split_document(document: Document, rule: SplitRule) -> Iterator[Piece]:
     """The document's pieces in order; a pure function of its text and the rule."""
+    if rule.mode != "span" and isinstance(document.parts, tuple) and len(document.parts[0]) <= PART:
+        (text,) = document.parts  # nearly all documents: what follows does the same and takes longer than encoding them
+        yield Piece(_split_of(text, rule), text, True)
+        return
     for split, group in groupby(_labelled(document, rule), key=lambda item: item[0]):
         parts = encode_parts(text for _, text in group)
         held = next(parts, None)
@@ -77,19 +81,25 @@ def _labelled(document: Document, rule: SplitRule) -> Iterator[tuple[Split, str]
     if rule.mode == "span":
         yield from _by_span(document, rule.fraction)
         return
-    split: Split | None = "train" if rule.mode == "none" else None
+    split: Split | None = None
     for text in document.parts:
-        if split is None:  # a document read in parts is placed by its first one
-            digest = xxhash.xxh3_64_intdigest(text.encode(), seed=rule.seed)
-            split = "validation" if digest < rule.fraction * 2**64 else "train"
+        split = split or _split_of(text, rule)  # a document read in parts is placed by its first one
         yield split, text
+
+
+def _split_of(text: str, rule: SplitRule) -> Split:
+    if rule.mode == "none":
+        return "train"
+    digest = xxhash.xxh3_64_intdigest(text.encode(), seed=rule.seed)
+    return "validation" if digest < rule.fraction * 2**64 else "train"
 
 
 def _by_span(document: Document, fraction: float) -> Iterator[tuple[Split, str]]:
     parts = document.parts
-    total = document.bytes
-    if total is None:
-        parts = tuple(parts)  # only a large compressed file has its size unknown: it is held for this
+    if document.measure is not None:
+        total = document.measure()
+    else:
+        parts = tuple(parts)  # one part
         total = sum(len(text.encode()) for text in parts)
     target, place = total * (1 - fraction), 0
     for text in parts:

@@ -27,11 +27,10 @@ def cut_parquet(sources: list[Source], reading: Reading, unit_bytes: int) -> Ite
             yield Unit("parquet", (source.name,), start, stop, each * (stop - start))
 
 
-def read_parquet(unit: Unit, reading: Reading, findings: Findings) -> Iterator[Document]:
+def read_parquet(path: str, groups: tuple[int, int], reading: Reading, findings: Findings) -> Iterator[Document]:
     """A row a document; only the text column is read."""
     del findings  # parquet holds valid UTF-8 by definition; the library checks it
-    (path,) = unit.paths
-    batches = _parquet(path).iter_batches(_ROWS, range(unit.start, unit.stop), columns=[reading.field])
+    batches = _parquet(path).iter_batches(_ROWS, range(*groups), columns=[reading.field])
     try:
         for batch in batches:
             yield from _texts(path, reading.field, batch.column(0).to_pylist())
@@ -49,13 +48,13 @@ def cut_datasets(sources: list[Source], reading: Reading, unit_bytes: int) -> It
             yield Unit("datasets", (source.name,), start, stop, source.bytes * (stop - start) // rows)
 
 
-def read_datasets(unit: Unit, reading: Reading, findings: Findings) -> Iterator[Document]:
+def read_datasets(name: str, numbers: tuple[int, int], reading: Reading, findings: Findings) -> Iterator[Document]:
     """A row a document."""
     del findings
-    (name,) = unit.paths
     rows = load_rows(name, reading.dataset_split, reading.field)
-    for start in range(unit.start, unit.stop, _ROWS):
-        batch = rows[start : min(start + _ROWS, unit.stop)]
+    first, stop = numbers
+    for start in range(first, stop, _ROWS):
+        batch = rows[start : min(start + _ROWS, stop)]
         yield from _texts(name, reading.field, batch[reading.field])
 
 

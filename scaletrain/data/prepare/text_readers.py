@@ -5,6 +5,7 @@ import gzip
 import io
 import json
 from collections.abc import Iterator
+from itertools import chain, islice
 from pathlib import Path
 from typing import IO, Any, cast
 
@@ -25,6 +26,8 @@ from scaletrain.errors import DataError
 
 COMPRESSED = (".gz", ".zst")
 _BLOCK = 1 << 22  # bytes of a large file in memory at once
+_GROUP = 4096  # files in a unit at most
+MAX_DOCUMENT = 1 << 28  # bytes of a line or stretch; beyond that a file has most likely no such line ends or separators
 _BOM = b"\xef\xbb\xbf"
 
 
@@ -41,76 +44,64 @@ def open_bytes(path: str) -> IO[bytes]:
 
 def cut_text(sources: list[Source], reading: Reading, unit_bytes: int) -> Iterator[Unit]:
     """Small files together, large plain files at separators if there are any, other large files alone."""
-    group: list[Source] = []
-    for source in sources:
-        if source.bytes > unit_bytes:
-            yield from _grouped(group)
-            group = []
-            if reading.separator and not source.name.endswith(COMPRESSED):
-                yield from _cut_ranges(source, reading.separator.encode(), unit_bytes)
-            else:
-                yield _whole(source)
-        else:
-            if sum(member.bytes for member in group) + source.bytes > unit_bytes or len(group) == 4096:
-                yield from _grouped(group)
-                group = []
-            group.append(source)
-    yield from _grouped(group)
+    return _cut(sources, reading.separator.encode() if reading.separator else None, unit_bytes)
 
 
 def cut_lines(sources: list[Source], reading: Reading, unit_bytes: int) -> Iterator[Unit]:
-    """Plain JSON lines in byte ranges that end at line ends; compressed files whole."""
+    """Small files together, large plain files in byte ranges that end at line ends, large compressed files alone."""
     del reading
-    for source in sources:
-        if source.name.endswith(COMPRESSED) or source.bytes <= unit_bytes:
-            yield _whole(source)
-        else:
-            yield from _cut_ranges(source, b"\n", unit_bytes)
+    return _cut(sources, b"\n", unit_bytes)
 
 
-def cut_whole(sources: list[Source], reading: Reading, unit_bytes: int) -> Iterator[Unit]:
+def cut_small(sources: list[Source], reading: Reading, unit_bytes: int) -> Iterator[Unit]:
     """CSV: a quoted field may hold newlines, so only a reader from the start knows where a row ends."""
-    del reading, unit_bytes
-    yield from map(_whole, sources)
+    del reading
+    return _cut(sources, None, unit_bytes)
 
 
-def read_text(unit: Unit, reading: Reading, findings: Findings) -> Iterator[Document]:
+def read_text(path: str, span: tuple[int, int], reading: Reading, findings: Findings) -> Iterator[Document]:
     """A file is one document, or one for each stretch between separators."""
-    for path in unit.paths:
+    start, stop = span
+    if reading.separator:
         with open_bytes(path) as file:
-            if reading.separator:
-                if unit.start:
-                    file.seek(unit.start)
-                limit = unit.stop - unit.start if unit.stop else None
-                for data, line in _stretches(file, reading.separator.encode(), limit):
-                    yield Document((decode_text(data, path, line, reading, findings, unit.start),))
-            elif unit.bytes > _BLOCK and len(unit.paths) == 1:
-                size = None if path.endswith(COMPRESSED) else unit.bytes
-                yield Document(_blocks(file, path, reading, findings), size)
-            else:
-                yield Document((decode_text(file.read().removeprefix(_BOM), path, 1, reading, findings),))
+            if start:
+                file.seek(start)
+            limit = stop - start if stop else None
+            for data, line in _stretches(file, path, reading.separator, limit):
+                yield Document((decode_text(data, path, line, reading, findings, start),))
+        return
+    blocks = _blocks(path, reading, findings)
+    first = list(islice(blocks, 2))
+    if len(first) == 2:
+        yield Document(chain(first, blocks), lambda: _measure(path, reading))
+    else:
+        yield Document(("".join(first),))
 
 
-def read_jsonl(unit: Unit, reading: Reading, findings: Findings) -> Iterator[Document]:
+def read_jsonl(path: str, span: tuple[int, int], reading: Reading, findings: Findings) -> Iterator[Document]:
     """A JSON object a line, its text in the chosen field; blank lines are no documents."""
-    (path,) = unit.paths
+    start, stop = span
     with open_bytes(path) as file:
-        if unit.start:
-            file.seek(unit.start)
-        place = unit.start
-        for number, data in enumerate(file, 1):
-            if unit.stop and place >= unit.stop:
-                return
+        if start:
+            file.seek(start)
+        place, number = start, 0
+        while (not stop or place < stop) and (data := file.readline(MAX_DOCUMENT + 1)):
             place += len(data)
-            text = _json_text(data, path, number, unit.start, reading, findings)
+            number += 1
+            if len(data) > MAX_DOCUMENT:
+                line = number + lines_before(path, start)
+                raise DataError(
+                    f"{path}:{line} is longer than {MAX_DOCUMENT:,} bytes: give a text of that size a file of its own"
+                )
+            text = _json_text(data, path, number, start, reading, findings)
             if text is not None:
                 yield Document((text,))
 
 
-def read_csv(unit: Unit, reading: Reading, findings: Findings) -> Iterator[Document]:
+def read_csv(path: str, span: tuple[int, int], reading: Reading, findings: Findings) -> Iterator[Document]:
     """A row a document, its text in the chosen column; .tsv files are cut at tabs."""
-    (path,) = unit.paths
-    csv.field_size_limit((1 << 31) - 1)
+    del span  # always the whole file
+    csv.field_size_limit(MAX_DOCUMENT)
     with open_bytes(path) as file:
         lines = (
             decode_text(data.removeprefix(_BOM) if number == 1 else data, path, number, reading, findings)
@@ -161,14 +152,24 @@ def _json_text(data: bytes, path: str, number: int, start: int, reading: Reading
     return None
 
 
-def _whole(source: Source) -> Unit:
-    return Unit(source.kind, (source.name,), 0, 0, source.bytes)
-
-
-def _grouped(group: list[Source]) -> Iterator[Unit]:
+def _cut(sources: list[Source], separator: bytes | None, unit_bytes: int) -> Iterator[Unit]:
+    """Files up to `unit_bytes` in groups, larger ones by themselves: at separators, if there are any to be seen."""
+    group: list[str] = []
+    held = 0
+    for source in sources:
+        is_large = source.bytes > unit_bytes
+        if group and (is_large or held + source.bytes > unit_bytes or len(group) == _GROUP):
+            yield Unit(source.kind, tuple(group), 0, 0, held)
+            group, held = [], 0
+        if not is_large:
+            group.append(source.name)
+            held += source.bytes
+        elif separator is None or source.name.endswith(COMPRESSED):
+            yield Unit(source.kind, (source.name,), 0, 0, source.bytes)
+        else:
+            yield from _cut_ranges(source, separator, unit_bytes)
     if group:
-        names = tuple(source.name for source in group)
-        yield Unit(group[0].kind, names, 0, 0, sum(source.bytes for source in group))
+        yield Unit(sources[0].kind, tuple(group), 0, 0, held)
 
 
 def _cut_ranges(source: Source, separator: bytes, unit_bytes: int) -> Iterator[Unit]:
@@ -195,33 +196,47 @@ def _after(file: IO[bytes], separator: bytes, place: int) -> int:
     return place + len(held)
 
 
-def _stretches(file: IO[bytes], separator: bytes, limit: int | None) -> Iterator[tuple[bytes, int]]:
+def _stretches(file: IO[bytes], path: str, separator: str, limit: int | None) -> Iterator[tuple[bytes, int]]:
     """The bytes between separators, each with its first line's number, reading no more than `limit` bytes."""
-    held, line, searched = b"", 1, 0
+    mark = separator.encode()
+    held, line, searched = bytearray(), 1, 0
     is_first = True
     while block := file.read(_BLOCK if limit is None else min(_BLOCK, limit)):
         limit = None if limit is None else limit - len(block)
-        held = held + block if held or not is_first else block.removeprefix(_BOM)
+        held += block.removeprefix(_BOM) if is_first else block
         is_first, start = False, 0
-        while (end := held.find(separator, max(start, searched))) >= 0:
-            yield held[start:end], line
-            line += held.count(b"\n", start, end + len(separator))
-            start = end + len(separator)
-        held = held[start:]
-        searched = max(0, len(held) - len(separator) + 1)
+        while (end := held.find(mark, max(start, searched))) >= 0:
+            yield bytes(held[start:end]), line
+            line += held.count(b"\n", start, end + len(mark))
+            start = end + len(mark)
+        del held[:start]
+        searched = max(0, len(held) - len(mark) + 1)
+        if len(held) > MAX_DOCUMENT:
+            raise DataError(
+                f"{path} has no separator {separator!r} in {MAX_DOCUMENT:,} bytes: choose another --separator, or none "
+                "to make the file one document"
+            )
     if held:  # nothing follows a last separator
-        yield held, line
+        yield bytes(held), line
 
 
-def _blocks(file: IO[bytes], path: str, reading: Reading, findings: Findings) -> Iterator[str]:
-    """A large file's text in blocks that end at line ends, or between characters in a line longer than a block."""
-    held, line = file.read(_BLOCK).removeprefix(_BOM), 1
-    while held:
-        block = file.read(_BLOCK)
-        end = (held.rfind(b"\n") + 1) or _last_character(held) if block else len(held)
-        yield decode_text(held[:end], path, line, reading, findings)
-        line += held.count(b"\n", 0, end)
-        held = held[end:] + block
+def _blocks(path: str, reading: Reading, findings: Findings) -> Iterator[str]:
+    """A file's text in blocks that end at line ends, or between characters in a line longer than a block."""
+    with open_bytes(path) as file:
+        held, line = file.read(_BLOCK).removeprefix(_BOM), 1
+        while held:
+            block = file.read(_BLOCK)
+            end = (held.rfind(b"\n") + 1) or _last_character(held) if block else len(held)
+            yield decode_text(held[:end], path, line, reading, findings)
+            line += held.count(b"\n", 0, end)
+            held = held[end:] + block
+
+
+def _measure(path: str, reading: Reading) -> int:
+    """The UTF-8 bytes of a file's text: only a compressed one has to be read for it."""
+    if not path.endswith(COMPRESSED):
+        return Path(path).stat().st_size
+    return sum(len(text.encode()) for text in _blocks(path, reading, Findings()))
 
 
 def _last_character(data: bytes) -> int:

@@ -1,6 +1,6 @@
 """Units of reading: what an input is cut into, how it is read, and what was found amiss on the way."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -10,7 +10,7 @@ from scaletrain.errors import DataError
 MAX_PLACES = 20  # faults named one by one in the summary; the rest are counted
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Source:
     """An input file or datasets folder; the stamp (mtime or fingerprint) tells whether it changed since."""
 
@@ -20,7 +20,7 @@ class Source:
     stamp: str
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Unit:
     """Work for one process at a time: whole files, or the range start..stop (bytes, row groups or rows) of one."""
 
@@ -43,15 +43,15 @@ class Reading:
 
 
 class Document(NamedTuple):
-    """A text in one part, or a large file in many; `bytes` is its UTF-8 size where it is known beforehand."""
+    """A text as a tuple of one part, or a large file in many parts, whose UTF-8 size `measure` finds."""
 
     parts: Iterable[str]
-    bytes: int | None = None
+    measure: Callable[[], int] | None = None
 
 
 @dataclass
 class Findings:
-    """Faults met while reading, counted, and the first of each kind named by file and line."""
+    """What was met while reading: counted, and the first faults of each kind named by file and line."""
 
     empty_documents: int = 0
     encoding_errors: int = 0

@@ -9,15 +9,19 @@ import os
 import queue
 import sys
 import threading
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TextIO
+
+import xxhash
 
 from scaletrain.data.prepare.disk import writing
 from scaletrain.data.prepare.readers import read_documents
 from scaletrain.data.prepare.segments import SegmentRecord, SegmentWriter
 from scaletrain.data.prepare.splitting import SplitRule, split_document
-from scaletrain.data.prepare.units import Findings, Reading, Unit
+from scaletrain.data.prepare.units import Document, Findings, Reading, Unit
+from scaletrain.data.shards import Split
 from scaletrain.data.tokenizer import Tokenizer, load_tokenizer
 from scaletrain.errors import DataError
 
@@ -30,6 +34,7 @@ class Job:
     tokenizer: str
     reading: Reading
     rule: SplitRule
+    hash_documents: bool
     threads: int
 
     def as_json(self) -> str:
@@ -48,13 +53,32 @@ def make_segment(job: Job, tokenizer: Tokenizer, number: int, unit: Unit, out: T
     writer = SegmentWriter(Path(job.segments), number, tokenizer, job.threads)
     told = (0, 0)
     for document in read_documents(unit, job.reading, findings):
-        for piece in split_document(document, job.rule):
+        digest = xxhash.xxh3_128()
+        splits: set[Split] = set()
+        for piece in split_document(_hashed(document, digest) if job.hash_documents else document, job.rule):
+            splits.add(piece.split)
             if writer.add(piece):
                 _tell(out, progress=[writer.bytes_done - told[0], writer.tokens_done - told[1]])
                 told = (writer.bytes_done, writer.tokens_done)
+        if job.hash_documents:
+            writer.add_hash(digest.digest(), splits)
     record = writer.close(findings)
     _tell(out, progress=[writer.bytes_done - told[0], writer.tokens_done - told[1]])
     return record
+
+
+def _hashed(document: Document, digest: Any) -> Document:
+    """The same document, whose text goes through the digest, at once or while it is read."""
+    if isinstance(document.parts, tuple):
+        digest.update(document.parts[0].encode())
+        return document
+
+    def parts() -> Iterator[str]:
+        for text in document.parts:
+            digest.update(text.encode())
+            yield text
+
+    return document._replace(parts=parts())
 
 
 def main() -> None:

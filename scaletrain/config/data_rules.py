@@ -1,0 +1,76 @@
+"""Rules over several keys of the recipe's data section, a line each; and the weights of a mixture by stage."""
+
+from collections.abc import Iterator
+
+from scaletrain.config.schema import Data, Live
+
+
+def data_problems(data: Data) -> list[str]:
+    """Every rule over several keys that the section breaks."""
+    return [*_place_problems(data), *_mixture_problems(data), *_order_problems(data), *_live_problems(data)]
+
+
+def weights_by_stage(data: Data) -> list[tuple[int, dict[str, float]]]:
+    """Of a mixture: from which token of the run on, which weights; the first from 0 on."""
+    assert data.mixture is not None
+    first = {name: source.weight for name, source in data.mixture.items()}
+    return [(0, first), *((s.from_tokens, {n: s.weights.get(n, 0.0) for n in first}) for s in data.stages)]
+
+
+def _place_problems(data: Data) -> Iterator[str]:
+    if data.path is None and data.mixture is None:
+        yield "data.path is not set: add it to the recipe, or name several sources in data.mixture"
+    if data.path is not None and data.mixture is not None:
+        yield f"data.path={data.path} and data.mixture both say what to read: keep one and set the other to null"
+
+
+def _mixture_problems(data: Data) -> Iterator[str]:
+    if data.mixture is None:
+        if data.stages:
+            yield "data.stages change the weights of data.mixture, which is not set: name the sources there"
+    else:
+        if not data.mixture:
+            yield "data.mixture names no source: give it at least one, like web: {path: DIR, weight: 0.8}"
+        if data.max_epochs is not None:
+            yield f"data.max_epochs={data.max_epochs:g} is for data.path: give it to each source of data.mixture"
+        for where, weights in [("data.mixture", {n: s.weight for n, s in data.mixture.items()})] + [
+            (f"the stage from {stage.from_tokens:,} tokens", dict(stage.weights)) for stage in data.stages
+        ]:
+            if unknown := [name for name in weights if name not in data.mixture]:
+                yield f"{where} gives a weight to {unknown[0]}, which data.mixture does not name: add it there"
+            if data.mixture and not any(weights.values()):
+                yield f"{where} gives no source a weight above 0: raise one"
+        starts = [stage.from_tokens for stage in data.stages]
+        if starts != sorted(set(starts)) or 0 in starts:
+            yield (
+                f"data.stages begin at {', '.join(f'{s:,}' for s in starts)} tokens: give each a later "
+                "from_tokens than the one before, the first above 0 (the weights from 0 on stand in data.mixture)"
+            )
+    limited = data.max_epochs or any(source.max_epochs for source in (data.mixture or {}).values())
+    if data.on_repeat_limit == "stop" and not limited:
+        yield "data.on_repeat_limit=stop has no effect without max_epochs: set one"
+
+
+def _order_problems(data: Data) -> Iterator[str]:
+    if data.shuffle_window_shards is not None and not data.shuffle:
+        yield (
+            f"data.shuffle_window_shards={data.shuffle_window_shards} has no effect with data.shuffle=false: "
+            "remove one of them"
+        )
+
+
+def _live_problems(data: Data) -> Iterator[str]:
+    if data.source != "huggingface":
+        if data.live != Live():
+            yield "data.live is read with data.source=huggingface only: set it, or remove data.live"
+        return
+    no_effect = {
+        "data.mixture": data.mixture is not None,
+        "data.max_epochs": data.max_epochs is not None,
+        "data.shuffle_window_shards": data.shuffle_window_shards is not None,
+        "data.packing=best_fit": data.packing == "best_fit",
+    }
+    for name in [name for name, is_set in no_effect.items() if is_set]:
+        yield f"{name} does not go with data.source=huggingface: prepare the text (scaletrain prepare), or remove it"
+    if data.tokenizer is None:
+        yield "data.tokenizer is not set: data.source=huggingface needs a tokenizer folder, file or hub name"

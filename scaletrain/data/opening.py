@@ -1,0 +1,33 @@
+"""A dataset wherever it is: a prepared folder, its URL, or the token files of another tool."""
+
+import os
+from pathlib import Path
+
+from scaletrain.config.schema import Data
+from scaletrain.data.remote import is_url, open_remote
+from scaletrain.data.remote_dataset import open_remote_dataset
+from scaletrain.data.shards import INDEX, Dataset, open_dataset
+
+
+def open_data(where: str, data: Data) -> Dataset:
+    """Opens `where` as the options of `data` say; DataError in one line when it is not whole."""
+    if is_url(where):
+        limit = None if data.cache.max_gb is None else int(data.cache.max_gb * 1e9)
+        folder = open_remote(where, cache_folder(data), limit, data.storage_options)
+        return open_remote_dataset(folder, documents=data.document_mask)
+    path = Path(where).expanduser()
+    if not (path / INDEX).is_file():
+        from scaletrain.data.foreign.opening import is_foreign, open_foreign
+
+        if is_foreign(path):
+            return open_foreign(path, tokenizer=data.tokenizer, dtype=data.dtype, cache=cache_folder(data))
+    return open_dataset(path)
+
+
+def cache_folder(data: Data) -> Path:
+    """Where this machine keeps what it fetched or computed from datasets."""
+    if data.cache.dir is not None:
+        return Path(data.cache.dir).expanduser()
+    if "SCALETRAIN_CACHE" in os.environ:
+        return Path(os.environ["SCALETRAIN_CACHE"])
+    return Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "scaletrain"
