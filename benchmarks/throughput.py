@@ -22,7 +22,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from scaletrain.assemble import DTYPES, best_precision
+from scaletrain.assemble.settle import DTYPES, best_precision
 from scaletrain.commands.demo import python_sources
 from scaletrain.config.architecture import resolve_architecture
 from scaletrain.config.schema import Model

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from scaletrain.errors import EXIT_STOPPED, EXIT_USER, ScaleTrainError
 
 if TYPE_CHECKING:
-    from scaletrain.assemble import Settled
+    from scaletrain.assemble.settle import Settled
     from scaletrain.data.run_data import RunData
     from scaletrain.engine.trainer import Trainer
     from scaletrain.runtime.log import Terminal
@@ -47,20 +47,24 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _tell_fault(error: ScaleTrainError) -> None:
-    """One line a node while the ranks are not joined: another node may have another copy of what is at fault."""
-    if os.environ.get("LOCAL_RANK", "0") == "0":
-        print(f"error: {error}", file=sys.__stderr__, flush=True)
-    else:
-        time.sleep(2)  # the launcher ends the others when the first rank exits: the one that speaks goes first
+    """One line a node while the ranks are not joined: another node may have another copy of what is at fault.
+
+    The launcher ends the others when the first rank exits: the first of a node speaks at once, and another only if that
+    one had no fault and so did not end it.
+    """
+    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+    time.sleep(4 if local_rank else 0)
+    rank = f"rank {os.environ.get('RANK', local_rank)}: " if local_rank else ""
+    print(f"error: {rank}{error}", file=sys.__stderr__, flush=True)
 
 
 def _train(args: argparse.Namespace, began: float) -> int:
-    from scaletrain import assemble
+    from scaletrain.assemble import settle
     from scaletrain.engine import run_folder
     from scaletrain.runtime import dist, log
 
-    settled = assemble.settle_recipe(args.recipe, args.overrides, args.deepspeed_config)
-    assemble.set_threads(settled.world)
+    settled = settle.settle_recipe(args.recipe, args.overrides, args.deepspeed_config)
+    settle.set_threads(settled.world)
     dist.start(settled.world)
     folder = Path(settled.recipe.run.dir)
     log_file = folder / "logs" / f"rank-{settled.world.rank:05d}.log"
@@ -68,7 +72,7 @@ def _train(args: argparse.Namespace, began: float) -> int:
     try:
         with dist.together():
             lock = run_folder.hold(folder) if settled.world.is_first else None
-        assemble.check_agreement(settled)
+        settle.check_agreement(settled)
         with dist.together():
             terminal = log.divert(log_file)
     except ScaleTrainError as error:
@@ -95,12 +99,13 @@ def _train(args: argparse.Namespace, began: float) -> int:
 
 def _train_held(settled: "Settled", terminal: "Terminal", began: float) -> int:
     """Trains inside a held run folder, with the libraries' output diverted."""
-    from scaletrain import assemble
+    from scaletrain.assemble.settle import measure_peak
+    from scaletrain.assemble.start import start_pretraining
 
-    peak = assemble.measure_peak(settled)
+    peak = measure_peak(settled)
     if settled.world.is_first:
         print("\n".join(header(settled, peak)), file=terminal.out)
-    trainer = assemble.start_pretraining(settled, peak, terminal, began)
+    trainer = start_pretraining(settled, peak, terminal, began)
     try:
         stopped = trainer.run()
     finally:
@@ -125,19 +130,14 @@ def header(settled: "Settled", peak: "Peak") -> list[str]:
 
     recipe, arch, world, batch = settled.recipe, settled.architecture, settled.world, settled.batch
     total, data = count_parameters(arch).total, settled.data
-    tokens = settled.plan.total_steps * batch.global_batch * recipe.data.context_length
     name = recipe.run.name or Path(recipe.run.dir).name
     device = torch.cuda.get_device_name(settled.device) if settled.device.type == "cuda" else "CPU"
     rate = f"{peak.flops / 1e12:.3g} TFLOP/s a rank, {peak.source}" if peak.flops else peak.source
-    stored = data.tokens("train")
-    passes = f", {tokens / max(1, stored):.2f} epochs" if stored is not None else ""
     return [
         f"run     {name} in {recipe.run.dir}",
         f"model   {recipe.model.preset or recipe.model.init_from or arch.family}: {arch.num_layers} layers, "
         f"{arch.hidden_size} wide, {arch.num_heads} heads, {arch.vocab_size:,} tokens, {_short(total)} parameters",
         *data_lines(data),
-        f"plan    {settled.plan.total_steps:,} steps x {batch.global_batch} samples x {recipe.data.context_length} "
-        f"tokens = {tokens:,} tokens{passes}",
         f"ranks   {world.size} x {device} on {world.nodes} node{'s' if world.nodes > 1 else ''}, ZeRO stage "
         f"{zero_stage(settled.preset)}, {settled.precision}, micro-batch {batch.micro_batch} x {batch.accumulation}",
         f"mfu     tokens/s x {settled.flops_per_token / 1e6:,.1f} MFLOP a token (6 N + causal attention, recomputation "

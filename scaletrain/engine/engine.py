@@ -75,7 +75,13 @@ class Engine:
         return self._skipped
 
     def train_step(self, batches: Sequence[Batch], lr: float, weight: int) -> StepResult:
-        """One optimizer step over this rank's micro-batches; `weight`: loss-bearing items of all ranks' batches."""
+        """One optimizer step over this rank's micro-batches; `weight`: loss-bearing items of all ranks' batches.
+
+        Without any there is nothing to learn: the step is skipped, and no counter of the optimizer moves.
+        """
+        if not weight:
+            self._skipped += 1
+            return StepResult(torch.zeros((), device=self._device), 0, 0.0, skipped=True)
         engine = self._engine
         engine.train()
         for group in engine.optimizer.param_groups:

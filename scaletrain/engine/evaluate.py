@@ -5,6 +5,7 @@ import torch
 
 from scaletrain.data.rows import Rows
 from scaletrain.engine.engine import Engine
+from scaletrain.errors import ScaleTrainError
 from scaletrain.runtime import dist
 from scaletrain.tasks.task import Task
 
@@ -12,14 +13,22 @@ from scaletrain.tasks.task import Task
 def evaluate(engine: Engine, task: Task, rows: Rows, batch_size: int, max_samples: int | None) -> dict[str, float]:
     """The task's metrics over `max_samples` rows, spread evenly over all (None: all). Each rank takes every size-th
     batch, and all take equally many: ZeRO-3 gathers weights in each forward pass, so a rank that ran out would leave
-    the others waiting."""
+    the others waiting. Data that one rank cannot read are a fault of all."""
     count = min(len(rows), max_samples or len(rows))
     rounds = -(-count // (batch_size * dist.size()))
     ids = np.full(rounds * batch_size * dist.size(), -1, dtype=np.int64)
     ids[:count] = np.arange(count) * len(rows) // count
     totals: dict[str, torch.Tensor] = {}
+    fault: ScaleTrainError | None = None
     for part in ids.reshape(rounds, dist.size(), batch_size)[:, dist.rank()]:
-        for name, value in engine.eval_step(rows.fetch(part)).items():
+        try:
+            batch = rows.fetch(part)
+        except ScaleTrainError as error:  # the others are in the middle of it: this rank goes on, with padding
+            fault, batch = error, rows.fetch(np.full_like(part, -1))
+        for name, value in engine.eval_step(batch).items():
             totals[name] = totals.get(name, 0) + value.double()
+    with dist.together():
+        if fault is not None:
+            raise fault
     stacked = dist.sum_tensors(torch.stack(list(totals.values())))
     return task.metrics(dict(zip(totals, stacked.tolist(), strict=True)))

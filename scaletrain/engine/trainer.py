@@ -16,6 +16,7 @@ from scaletrain.engine import checkpoint
 from scaletrain.engine.checkpoint import Identity
 from scaletrain.engine.engine import Engine, StepResult
 from scaletrain.engine.evaluate import evaluate
+from scaletrain.engine.plan import Plan
 from scaletrain.engine.state import RunState
 from scaletrain.errors import ScaleTrainError
 from scaletrain.optim.schedule import lr_at
@@ -34,19 +35,9 @@ class Steps(Protocol):
     def close(self) -> None: ...
 
 
-@dataclass(frozen=True)
-class Plan:
-    """How far and how often. Batches in samples, `total_steps` in optimizer steps of the whole run."""
-
-    total_steps: int
-    global_batch: int
-    micro_batch: int
-    tokens_per_sample: int
-
-
 @dataclass
 class Trainer:
-    """Everything that a run needs, put together by assemble.py."""
+    """Everything that a run needs, put together by assemble/start.py."""
 
     recipe: Recipe
     plan: Plan
@@ -148,8 +139,9 @@ class Trainer:
     def _report(self, result: StepResult, lr: float, began: float, waited: float) -> None:
         step = self.state.step
         if result.skipped:
-            self._record("skip", reason="gradients not finite", samples_seen=self.state.samples_seen)
-        if not (self._due(self.recipe.log.every_steps) or step in (1, self.plan.total_steps)):
+            reason = "gradients not finite" if result.weight else "no token of the batch bears loss"
+            self._record("skip", reason=reason, samples_seen=self.state.samples_seen)
+        if not result.weight or not (self._due(self.recipe.log.every_steps) or step in (1, self.plan.total_steps)):
             self.meter.add(time.perf_counter() - began, waited)
             self.progress.step(step)
             return
@@ -174,7 +166,11 @@ class Trainer:
         began = time.perf_counter()
         wanted = self.recipe.evaluate
         size = wanted.batch_size or self.plan.micro_batch
-        found = evaluate(self.engine, self.task, self.validation, size, wanted.max_samples)
+        try:
+            found = evaluate(self.engine, self.task, self.validation, size, wanted.max_samples)
+        except ScaleTrainError:  # on all ranks at once: data that cannot be read
+            self._save_if(due=self.state.step > 0)
+            raise
         self.evaluated_step = self.state.step
         self._write({f"eval_{name}": value for name, value in found.items()})
         self._record("evaluate", seconds=time.perf_counter() - began, **found)

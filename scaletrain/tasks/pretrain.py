@@ -76,7 +76,12 @@ class PretrainTask:
 
 
 def text_metrics(loss_sum: float, items: float, bytes_per_item: float | None) -> dict[str, float]:
-    """Loss (nats a token), perplexity and, where the bytes are known, bits per byte of `items` predicted tokens."""
+    """Loss (nats a token), perplexity and, where the bytes are known, bits per byte of `items` predicted tokens.
+
+    Nothing where no token was predicted.
+    """
+    if not items:
+        return {}
     loss = loss_sum / items
     found = {"loss": loss, "perplexity": math.exp(loss) if loss < 700 else math.inf}
     return found if bytes_per_item is None else {**found, "bits_per_byte": loss / math.log(2) / bytes_per_item}

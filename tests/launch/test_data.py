@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import yaml
 
@@ -106,13 +107,15 @@ def test_a_source_is_not_read_more_often_than_the_recipe_allows(dataset: Dataset
     done = pretrain(recipe_of(tmp_path, dataset, data))
     assert done.code == 2
     assert "data source half would be read more often than its max_epochs from step" in done.err
-    assert "of 12: lower its weight or the run's length, raise max_epochs, or set data.on_repeat_limit=stop" in done.err
+    assert "of 12 on: lower its weight or the run's length, raise max_epochs, or set data.on_repeat_limit=" in done.err
     data["on_repeat_limit"] = "stop"
     done = succeed(pretrain(recipe_of(tmp_path, dataset, data)))
     (end,) = events(tmp_path / "run", "end")
     (told,) = events(tmp_path / "run", "data")
     assert end["step"] == int(0.02 * told["data"]["half"]["samples"]) // 8
-    assert f"the run ends at step {end['step']} of 12" in done.out
+    (limit,) = events(tmp_path / "run", "repeat_limit")
+    assert (limit["source"], limit["last_step"]) == ("half", end["step"])
+    assert "; of 12 asked for, as max_epochs allows" in done.out
 
 
 def test_packed_rows_and_masks_train_and_resume_the_same(dataset: Dataset, tmp_path: Path) -> None:
@@ -146,3 +149,21 @@ def test_at_stage_0_a_run_goes_on_with_other_ranks_and_the_same_losses(dataset: 
     digests = [events(tmp_path / folder / "run", "checkpoint")[-1]["sample_digest"] for folder in ("whole", "parts")]
     assert digests[0] == digests[1]
     assert [event["ranks"] for event in events(tmp_path / "parts" / "run", "resume")] == [1]
+
+
+def test_a_batch_without_a_label_is_skipped_and_told(dataset: Dataset, tmp_path: Path) -> None:
+    lone = np.full(4096, 0, "<u2")  # end-of-text tokens only, as other tools pad with
+    np.concatenate([lone, np.load(dataset.path / "tokens-00000.npy")[:8192]]).tofile(tmp_path / "train.bin")
+    data = {
+        "path": str(tmp_path / "train.bin"),
+        "dtype": "uint16",
+        "tokenizer": str(dataset.path / "tokenizer"),
+        "document_mask": True,
+        "shuffle": False,
+        "cache": {"dir": str(tmp_path / "cache")},
+    }
+    succeed(pretrain(recipe_of(tmp_path, dataset, data, max_steps=20)))
+    skipped = events(tmp_path / "run", "skip")
+    assert {event["reason"] for event in skipped} == {"no token of the batch bears loss"}
+    assert sorted(losses(tmp_path / "run")) == [step for step in range(1, 21) if step > len(skipped)]
+    assert lines(tmp_path / "run", "metrics.jsonl")[-1]["skipped_steps"] == len(skipped) == 4096 // (32 * 8)

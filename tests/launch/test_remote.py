@@ -1,6 +1,7 @@
 """A whole run from a bucket: a cache smaller than the dataset, a kill, a resume with other ranks, an audit."""
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -114,3 +115,20 @@ def test_a_shard_that_stays_wrong_ends_the_run_with_its_name_after_saving(many_s
     assert saved["step"] == max(losses(run))
     manifest = json.loads((run / "checkpoints" / saved["checkpoint"] / "manifest.json").read_text())
     assert manifest["state"]["samples_seen"] == saved["samples_seen"] > 0
+
+
+def test_an_evaluation_that_one_rank_cannot_read_ends_all_with_its_name_after_saving(
+    many_shards: Dataset, tmp_path: Path
+) -> None:
+    shutil.copytree(many_shards.path, tmp_path / "data")
+    (victim,) = many_shards.validation
+    (tmp_path / "data" / victim.file).write_bytes(bytes(128 + 2 * victim.tokens))
+    data = {"path": f"file://{tmp_path}/data", "cache": {"dir": str(tmp_path / "cache")}}
+    recipe = recipe_of(tmp_path, many_shards, data)
+    keys = ("evaluate.every_steps=3", "evaluate.max_samples=1", "evaluate.batch_size=1", "checkpoint.every_steps=1000")
+    done = pretrain(recipe, *keys, ranks=2, launcher="torchrun")  # rank 1 has only padding to evaluate
+    assert done.code != 0
+    told = [line for line in done.err.splitlines() if line.startswith("error:")]
+    assert len(told) == 1
+    assert victim.file in told[0]
+    assert [event["step"] for event in events(tmp_path / "run", "checkpoint")] == [3]
