@@ -47,7 +47,8 @@ def demo(
     _run(train)
     _check_resumed(run, steps)
 
-    _title(tell, "4. evaluate, export, generate")
+    _title(tell, "4. audit, evaluate, export, generate")
+    _scaletrain("audit", str(run))
     _scaletrain("evaluate", str(run), "--data", str(data), "--max-samples", "512")
     _scaletrain("export", str(run), str(exported))
     _scaletrain("generate", str(exported), "--prompt", PROMPT, "--temperature", "0.5", "--seed", "1")

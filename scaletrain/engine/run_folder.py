@@ -1,6 +1,5 @@
 """A run's folder: held by one live run at a time, with what is needed to understand it later."""
 
-import fcntl
 import os
 import platform
 import shutil
@@ -16,6 +15,7 @@ import torch
 from scaletrain.errors import ConfigError
 from scaletrain.runtime.dist import World
 from scaletrain.runtime.files import write_json, write_whole
+from scaletrain.runtime.locks import NoLocksError, try_lock
 from scaletrain.runtime.machine import cores
 
 _PACKAGES = ("scaletrain", "torch", "deepspeed", "transformers", "tokenizers", "datasets", "numpy")
@@ -35,15 +35,14 @@ def hold(folder: Path) -> IO[str]:
             f"run.dir={folder} cannot be written ({error.strerror}): choose a folder that you may write to"
         ) from error
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        file.seek(0)
-        holder = file.read().strip() or "another process"
-        file.close()
-        raise ConfigError(
-            f"run.dir={folder} is in use by {holder}: wait for that run, stop it, or choose another run.dir"
-        ) from error
-    except OSError as error:
+        if not try_lock(file.fileno()):
+            file.seek(0)
+            holder = file.read().strip() or "another process"
+            file.close()
+            raise ConfigError(
+                f"run.dir={folder} is in use by {holder}: wait for that run, stop it, or choose another run.dir"
+            )
+    except NoLocksError as error:
         raise ConfigError(
             f"run.dir={folder} cannot be locked ({error.strerror}): mount its file system with locks, or choose a "
             "run.dir on another"

@@ -4,8 +4,6 @@
 parts have in common; `parts/00003.lock` by part 3. All of them end with their process, killed or not.
 """
 
-import fcntl
-import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -13,6 +11,7 @@ from pathlib import Path
 from typing import IO, Literal, TypeVar
 
 from scaletrain.errors import DataError
+from scaletrain.runtime.locks import NoLocksError, is_at, try_lock
 
 PARTS = "parts"
 _LOCK, _SET_UP = "lock", "set-up.lock"
@@ -33,7 +32,7 @@ def hold(partial: Path) -> Iterator[None]:
             if not _try_lock(file, partial, "alone"):
                 if time.monotonic() > deadline:
                     raise _is_busy(partial)
-            elif _is_current(partial / _LOCK, file):
+            elif is_at(partial / _LOCK, file.fileno()):
                 yield
                 return
         time.sleep(_PAUSE)
@@ -59,7 +58,7 @@ def join_in(partial: Path, set_up: Callable[[bool], Result], wait: Callable[[], 
             if not is_alone and not _try_lock(file, partial, "shared"):
                 if time.monotonic() > deadline:
                     raise _is_busy(partial)
-            elif _is_current(partial / _SET_UP, first) and _is_current(partial / _LOCK, file):
+            elif is_at(partial / _SET_UP, first.fileno()) and is_at(partial / _LOCK, file.fileno()):
                 result = set_up(is_alone)
                 if is_alone and not _try_lock(file, partial, "shared"):
                     raise _is_busy(partial)
@@ -114,25 +113,13 @@ def _open(partial: Path, name: str) -> IO[str]:
 
 
 def _try_lock(file: IO[str], partial: Path, how: Literal["alone", "shared"]) -> bool:
-    kind = fcntl.LOCK_EX if how == "alone" else fcntl.LOCK_SH
     try:
-        fcntl.flock(file, kind | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except OSError as error:  # ENOLCK, ENOSYS or EOPNOTSUPP, by file system
+        return try_lock(file.fileno(), shared=how == "shared")
+    except NoLocksError as error:
         raise DataError(
             f"{partial} cannot be locked ({error.strerror}): mount its file system with locks, or choose an "
             "--output on another"
         ) from error
-    return True
-
-
-def _is_current(path: Path, file: IO[str]) -> bool:
-    """Whether the locked file is still the one in the folder: its owner removes it when it renames the folder."""
-    try:
-        return os.path.samestat(path.stat(), os.fstat(file.fileno()))
-    except FileNotFoundError:
-        return False
 
 
 def _is_busy(partial: Path) -> DataError:
