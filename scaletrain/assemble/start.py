@@ -5,6 +5,7 @@ import time
 from pathlib import Path
 
 from scaletrain.assemble.settle import Settled
+from scaletrain.config.data_rules import unreached_stages
 from scaletrain.config.load import dump_recipe
 from scaletrain.data.loader import Loader
 from scaletrain.data.order import Share
@@ -53,6 +54,8 @@ def start_pretraining(settled: Settled, peak: Peak, terminal: Terminal, began: f
         plan = end_before_repeats(wanted, state, limit, stops=data.options.on_repeat_limit == "stop")
     planned = reading.planned(plan.total_samples)
     progress.say(_plan_line(plan, data, wanted.total_steps))
+    for line in unreached_stages(data.options, plan.total_samples * plan.tokens_per_sample):
+        progress.say(f"note    {line}")
     for name, samples in planned.items():
         progress.say(f"source  {name}: {samples:,} samples, {samples / len(data.train[name]):.2f} epochs of it")
     task = PretrainTask(

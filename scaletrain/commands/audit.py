@@ -49,11 +49,14 @@ def audit(
 
     Exit code 2 and a line for each fault when something is wrong.
     """
+    from scaletrain.data.reader import raise_open_files
+
     if split not in (None, "train", "validation"):
         raise ConfigError(f"--split {split} is unknown: choose train or validation")
     for name, value in (("--split", split), ("--from", start)):
         if show is None and value is not None:
             raise ConfigError(f"{name} {value} has no effect without --show: add --show N, or remove it")
+    raise_open_files()
     is_run = (Path(target) / "recipe.yaml").is_file()
     if show is not None:
         samples = (_samples_of_run if is_run else _samples_of_dataset)(

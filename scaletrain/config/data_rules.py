@@ -10,6 +10,15 @@ def data_problems(data: Data) -> list[str]:
     return [*_place_problems(data), *_mixture_problems(data), *_order_problems(data), *_live_problems(data)]
 
 
+def unreached_stages(data: Data, run_tokens: int) -> list[str]:
+    """A line for each stage that a run of `run_tokens` does not come to; no fault, since a trial run is shorter."""
+    return [
+        f"the stage from {stage.from_tokens:,} tokens never begins: the run ends at {run_tokens:,} tokens"
+        for stage in data.stages
+        if stage.from_tokens >= run_tokens
+    ]
+
+
 def weights_by_stage(data: Data) -> list[tuple[int, dict[str, float]]]:
     """Of a mixture: from which token of the run on, which weights; the first from 0 on."""
     assert data.mixture is not None
@@ -41,10 +50,10 @@ def _mixture_problems(data: Data) -> Iterator[str]:
             if data.mixture and not any(weights.values()):
                 yield f"{where} gives no source a weight above 0: raise one"
         starts = [stage.from_tokens for stage in data.stages]
-        if starts != sorted(set(starts)) or 0 in starts:
+        if starts != sorted(set(starts)):
             yield (
-                f"data.stages begin at {', '.join(f'{s:,}' for s in starts)} tokens: give each a later "
-                "from_tokens than the one before, the first above 0 (the weights from 0 on stand in data.mixture)"
+                f"data.stages begin at {', '.join(f'{s:,}' for s in starts)} tokens: give each a later from_tokens "
+                "than the one before"
             )
     limited = data.max_epochs or any(source.max_epochs for source in (data.mixture or {}).values())
     if data.on_repeat_limit == "stop" and not limited:
@@ -69,6 +78,7 @@ def _live_problems(data: Data) -> Iterator[str]:
         "data.max_epochs": data.max_epochs is not None,
         "data.shuffle_window_shards": data.shuffle_window_shards is not None,
         "data.packing=best_fit": data.packing == "best_fit",
+        "data.dtype": data.dtype is not None,
     }
     for name in [name for name, is_set in no_effect.items() if is_set]:
         yield f"{name} does not go with data.source=huggingface: prepare the text (scaletrain prepare), or remove it"

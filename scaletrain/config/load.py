@@ -87,8 +87,8 @@ def _checked(data: dict[str, Any], path: Path, problems: list[str]) -> Recipe | 
 
 def recipe_problems(recipe: Recipe) -> list[str]:
     """Every rule over several keys that `recipe` breaks, a line each. A warm-up may be longer than a (trial) run."""
-    found = data_problems(recipe.data)
     train, model = recipe.train, recipe.model
+    found = data_problems(recipe.data)
     if train.max_steps is None and train.max_tokens is None:
         found.append("train.max_steps and train.max_tokens are not set: give one, it is the length of the run")
     if train.max_steps is not None and train.max_tokens is not None:

@@ -2,8 +2,8 @@
 
 import difflib
 import json
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
@@ -61,7 +61,52 @@ def take_unknown_keys(data: dict[str, Any]) -> list[str]:
         if isinstance(data[section], dict):
             unknown = [n for n in data[section] if n not in model.model_fields]
             found += [_misplaced(data, section, name, data[section].pop(name)) for name in unknown]
+            for path, inner, values in _sections_below(model, data[section], section):
+                found += [_misspelt(path, inner, values, n) for n in list(values) if n not in inner.model_fields]
     return found
+
+
+def _sections_below(
+    model: type[Section], values: dict[str, Any], path: str
+) -> Iterator[tuple[str, type[Section], dict[str, Any]]]:
+    """The sections inside of a section, as fields, by name or in a list: where, their class, their keys."""
+    for name, field in model.model_fields.items():
+        inner, value = _section_in(field.annotation), values.get(name)
+        if inner is None:
+            continue
+        parts: list[tuple[str, Any]] = []
+        if isinstance(field.annotation, type):
+            parts = [("", value)]
+            if value is None:
+                values.pop(name, None)  # empty, as above
+        elif isinstance(value, dict) and _is_by_name(field.annotation):
+            parts = [(f".{key}", part) for key, part in value.items()]
+        elif isinstance(value, list):
+            parts = [(f"[{number}]", part) for number, part in enumerate(value)]
+        for where, part in parts:
+            if isinstance(part, dict):
+                yield f"{path}.{name}{where}", inner, part
+                yield from _sections_below(inner, part, f"{path}.{name}{where}")
+
+
+def _is_by_name(annotation: Any) -> bool:
+    return any(get_origin(part) is dict for part in (annotation, *get_args(annotation)))
+
+
+def _section_in(annotation: Any) -> type[Section] | None:
+    """The class of the sections that a field of this type holds, if it holds any."""
+    if isinstance(annotation, type) and issubclass(annotation, Section):
+        return annotation
+    return next((found for part in get_args(annotation) if (found := _section_in(part)) is not None), None)
+
+
+def _misspelt(path: str, model: type[Section], values: dict[str, Any], name: str) -> str:
+    """The line on an unknown key of an inner section; its value goes to the key that it must mean, if free."""
+    value, close = values.pop(name), closest(name, model.model_fields)
+    if close and values.get(close) is None:
+        values[close] = value
+    reason = f"did you mean {path}.{close}?" if close else f"the keys of {path} are {', '.join(model.model_fields)}"
+    return f"{path}.{name}{'' if isinstance(value, dict) else f'={shown(value)}'} is unknown: {reason}"
 
 
 def _misplaced(data: dict[str, Any], section: str, name: str, value: Any) -> str:
@@ -98,21 +143,27 @@ def value_problems(error: ValidationError, data: dict[str, Any]) -> tuple[list[s
     broken: set[str] = set()
     for detail in error.errors():
         keys = [part for part in detail["loc"] if isinstance(part, str)]
-        is_missing = detail["type"] == "missing" and len(keys) == len(detail["loc"])  # else: an item of a list is
+        is_missing = detail["type"] == "missing" and keys[-1] == detail["loc"][-1]  # else: an item of a list is
         if is_missing and keys[-1] in sections(Recipe):
             required = [n for n, f in sections(Recipe)[keys[-1]].model_fields.items() if f.is_required()]
             missing = [f"{keys[-1]}.{n}" for n in required]
             data[keys[-1]] = dict.fromkeys(required, "missing")  # lets the rules over the other keys still be checked
-        elif is_missing:
+        elif is_missing and len(keys) == len(detail["loc"]):
             missing = [".".join(keys)]
-            data[keys[0]][keys[1]] = "missing"
+            _inside(data, keys[:-1])[keys[-1]] = "missing"
         else:
             missing = []
             _take(data, keys[:2])
-            lines.append(_sentence(detail))
+            lines.append(f"{_name(detail['loc'])} is not set: add it there" if is_missing else _sentence(detail))
         lines += [f"{name} is not set: add it to the recipe or the command line ({name}=...)" for name in missing]
         broken.update(missing or {".".join(keys[:2])})
     return lines, broken
+
+
+def _inside(data: dict[str, Any], keys: list[str]) -> dict[str, Any]:
+    for key in keys:
+        data = data[key]
+    return data
 
 
 def _take(data: dict[str, Any], keys: list[str]) -> None:
@@ -120,12 +171,27 @@ def _take(data: dict[str, Any], keys: list[str]) -> None:
     section.pop(keys[-1], None)
 
 
+def _name(loc: tuple[int | str, ...]) -> str:
+    return "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in loc).lstrip(".")
+
+
 def _sentence(detail: ErrorDetails) -> str:
     """pydantic's fault as value and rule."""
-    loc = detail["loc"][:2] if detail["type"] == "missing" else detail["loc"]
-    name = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in loc).lstrip(".")
-    value, context = detail["input"], detail.get("ctx", {})
-    return f"{name}={shown(value)} {_rule(detail['type'], value, context) or 'is not valid: ' + detail['msg']}"
+    loc, kind, value, context = detail["loc"], detail["type"], detail["input"], detail.get("ctx", {})
+    if kind in ("tuple_type", "too_long", "missing"):
+        loc = loc[:2]
+        rule: str | None = _list_rule(loc)
+    else:
+        rule = _rule(kind, value, context)
+    return f"{_name(loc)}={shown(value)} {rule or 'is not valid: ' + detail['msg']}"
+
+
+def _list_rule(loc: tuple[int | str, ...]) -> str:
+    section, key = map(str, loc)
+    inner = _section_in(sections(Recipe)[section].model_fields[key].annotation)
+    if inner is None:
+        return "should be a list of two numbers, such as [0.9, 0.95]"
+    return f"should be a list of sections, a dash before each, with the keys {', '.join(inner.model_fields)}"
 
 
 def _rule(kind: str, value: Any, context: Mapping[str, Any]) -> str | None:
@@ -154,8 +220,6 @@ def _rule(kind: str, value: Any, context: Mapping[str, Any]) -> str | None:
         "bool_parsing": "should be true or false",
         "string_type": "should be text: put it in quotes",
         "string_too_short": "should not be empty",
-        "tuple_type": "should be a list of two numbers, such as [0.9, 0.95]",
-        "too_long": "should be a list of two numbers, such as [0.9, 0.95]",
-        "missing": "should be a list of two numbers, such as [0.9, 0.95]",
         "model_type": "should be a section: keys on lines of their own, indented below it",
+        "dict_type": "should be a section: keys on lines of their own, indented below it",
     }.get(kind)

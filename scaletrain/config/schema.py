@@ -38,6 +38,7 @@ Positive = Annotated[Count, Field(ge=1)]
 NonNegative = Annotated[Count, Field(ge=0)]
 Real = Annotated[float, BeforeValidator(_no_bool), Field(allow_inf_nan=False)]
 Fraction = Annotated[Real, Field(ge=0, le=1)]
+Weight = Annotated[Real, Field(ge=0, le=1e6)]
 Checkpointing = Annotated[str, AfterValidator(_checkpointing)]
 
 
@@ -59,8 +60,8 @@ class Source(Section):
 
     path: Annotated[str, Field(min_length=1)]
     """As data.path."""
-    weight: Annotated[Real, Field(ge=0)] = 1.0
-    """Share of the tokens that are read, relative to the other sources' weights; 0: not yet, a stage may raise it."""
+    weight: Weight = 1.0
+    """Share of the samples that are read, relative to the other sources' weights; 0: not yet, a stage may raise it."""
     max_epochs: Annotated[Real, Field(gt=0)] | None = None
     """How often each of its samples may be read in the run."""
 
@@ -68,9 +69,9 @@ class Source(Section):
 class Stage(Section):
     """From a point of the run on, other weights."""
 
-    from_tokens: NonNegative
-    """Tokens that the run has read when these weights begin."""
-    weights: dict[str, Annotated[Real, Field(ge=0)]]
+    from_tokens: Positive
+    """Tokens that the run has read when these weights begin, counted as places of samples: padding too."""
+    weights: dict[str, Weight]
     """By source name; a source that is not named has weight 0."""
 
 
@@ -172,7 +173,7 @@ class Train(Section):
     max_steps: Positive | None = None
     """Optimizer steps of the whole run, resumed parts included. Give this or max_tokens."""
     max_tokens: Positive | None = None
-    """Tokens of the whole run, rounded up to a full step."""
+    """Tokens of the whole run, rounded up to a full step; counted as places of samples: padding too."""
     max_hours: Annotated[Real, Field(gt=0)] | None = None
     """Wall-clock limit of one launch: saves and exits with code 75 when it is reached."""
     global_batch_size: Positive = 8

@@ -5,6 +5,7 @@ the next process removes it. A lock ends with its process, so that a kill leaves
 """
 
 import contextlib
+import errno
 import functools
 import math
 import os
@@ -148,6 +149,10 @@ class Cache:
         if error.errno in FULL:
             return DataError(
                 f"the disk of the cache {self.folder} is full: free some space, or set data.cache.dir to a larger disk"
+            )
+        if error.errno in (errno.EMFILE, errno.ENFILE):
+            return DataError(
+                f"the cache {self.folder} cannot be used ({error.strerror}): raise the limit of open files (ulimit -n)"
             )
         return DataError(
             f"the cache {self.folder} cannot be used ({error.strerror}): set data.cache.dir to a folder that you may "

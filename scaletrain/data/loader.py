@@ -64,18 +64,11 @@ class Loader:
             self._ready.put(error)
 
 
-def token_steps(
-    rows: Rows, order: SampleOrder, share: Share, *, start: int, pin: bool = False, horizon: int = 0
-) -> Iterator[Step]:
-    """This rank's steps from sample `start` of the run on.
-
-    `horizon`: samples ahead of need whose shards are announced, so that a remote source can bring them.
-    """
+def token_steps(rows: Rows, order: SampleOrder, share: Share, *, start: int, pin: bool = False) -> Iterator[Step]:
+    """This rank's steps from sample `start` of the run on."""
     batch = share.global_batch
     steps_at_once = max(1, _IDS_AT_ONCE // batch)
     while True:
-        if horizon:
-            rows.prefetch(order.ids(start, horizon))
         ids = order.ids(start, steps_at_once * batch)
         prints = fingerprints(np.arange(start, start + len(ids), dtype=np.int64), ids)
         for first in range(0, len(ids), batch):

@@ -81,12 +81,14 @@ class Quotas:
 class MixtureOrder:
     """The samples of a run over several sources; ids name the source in their upper bits.
 
-    `orders` are the sources' own; `segments` begin at sample 0 and come in order of their start.
+    `orders` are the sources' own, None of one that keeps its number and is not read any more; `segments` begin at
+    sample 0 and come in order of their start.
     """
 
-    def __init__(self, orders: Mapping[str, SampleOrder], segments: Sequence[Segment], seed: int) -> None:
+    def __init__(self, orders: Mapping[str, SampleOrder | None], segments: Sequence[Segment], seed: int) -> None:
         assert segments[0].start == 0
         self._orders, self._names, self._seed = list(orders.values()), list(orders), seed
+        self.present = frozenset(name for name, order in orders.items() if order is not None)
         self.segments = tuple(segments)
         self._quotas = [Quotas([segment.weights.get(name, 0) for name in self._names]) for segment in segments]
         self._slots = lru_cache(maxsize=64)(self._make_slots)
@@ -100,8 +102,9 @@ class MixtureOrder:
         ids = np.empty(count, dtype=np.int64)
         for source in np.unique(sources).tolist():
             mine = np.flatnonzero(sources == source)
-            first = int(cursors[mine[0]])  # a source's cursors follow each other
-            ids[mine] = self._orders[source].ids(first, len(mine)) | (source << SOURCE_SHIFT)
+            first, order = int(cursors[mine[0]]), self._orders[source]  # a source's cursors follow each other
+            assert order is not None, f"{self._names[source]} has left the mixture"
+            ids[mine] = order.ids(first, len(mine)) | (source << SOURCE_SHIFT)
         return ids
 
     def places(self, start: int, count: int) -> tuple[Ids, Ids]:

@@ -7,11 +7,13 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from scaletrain.data.packing import Packing, pack_documents
-from scaletrain.data.reader import TokenSource
+from scaletrain.data.foreign.documents import writing_cache
+from scaletrain.data.packing import Packing, pack_documents, read_counts
+from scaletrain.data.reader import ARRAYS, TokenSource
 from scaletrain.data.rows import IGNORED, Batch, RowsReport
 from scaletrain.data.shuffle import Ids
 from scaletrain.errors import DataError
+from scaletrain.runtime.locks import locked
 
 
 class PackedRows:
@@ -22,8 +24,12 @@ class PackedRows:
 
     def __init__(self, source: TokenSource, context: int, cache: Path, *, document_mask: bool = False) -> None:
         self._source, self.context, self.document_mask = source, context, document_mask
-        self._packings = _packings(source, context, cache / "packing")
-        self.shard_rows: Ids = np.array([len(packing) for packing in self._packings], dtype=np.int64)
+        with writing_cache(cache):
+            self._plans = _pack(source, context, cache / "packing")
+        counts = [read_counts(plan) for plan in self._plans]
+        self._packings: dict[int, Packing] = {}
+        self._cut_documents = sum(found.cut_documents for found in counts)
+        self.shard_rows: Ids = np.array([found.rows for found in counts], dtype=np.int64)
         self._first_rows = np.concatenate([[0], np.cumsum(self.shard_rows)])
         if not len(self):
             raise DataError(f"{source.name} has no document: prepare more text")
@@ -38,8 +44,8 @@ class PackedRows:
 
     def report(self) -> RowsReport:
         places = len(self) * self.context
-        cut = sum(packing.cut_documents for packing in self._packings)
-        return RowsReport(len(self), 1 - sum(self._source.lengths) / places, cut / self._source.documents())
+        cut = self._cut_documents / self._source.documents()
+        return RowsReport(len(self), 1 - sum(self._source.lengths) / places, cut)
 
     def locate(self, ids: Ids) -> tuple[Ids, Ids]:
         """Shard of each sample, and its row there."""
@@ -48,7 +54,7 @@ class PackedRows:
 
     def pieces(self, shard: int, row: int) -> list[tuple[int, int]]:
         """First token and number of tokens of each piece of a row."""
-        packing = self._packings[shard]
+        packing = self._packing(shard)
         low, high = int(packing.rows[row]), int(packing.rows[row + 1])
         return list(zip(packing.starts[low:high].tolist(), packing.lengths[low:high].tolist(), strict=True))
 
@@ -65,7 +71,7 @@ class PackedRows:
             place = 0
             for start, count in self.pieces(shard, row) if sample >= 0 else []:
                 # One token more where the document goes on: the last token of a cut piece has a target too.
-                tokens = self._tokens(shard, start, count + (not self._is_end(shard, start + count)))
+                tokens = self._tokens(shard, start, count + self._goes_on(shard, start, count))
                 inputs[line, place : place + count] = tokens[:count]
                 labels[line, place : place + len(tokens) - 1] = tokens[1:]
                 place += count
@@ -80,18 +86,43 @@ class PackedRows:
         self._source.read(shard, start, tokens.data.cast("B"))
         return tokens
 
-    def _is_end(self, shard: int, position: int) -> bool:
+    def _goes_on(self, shard: int, start: int, count: int) -> bool:
+        """Whether the document has tokens after this piece, which only a piece that fills its row can have."""
+        if count < self.context:
+            return False
         ends = self._source.ends(shard)
-        return bool(ends[np.searchsorted(ends, np.uint64(position))] == position)
+        return bool(ends[np.searchsorted(ends, np.uint64(start + count))] != start + count)
+
+    def _packing(self, shard: int) -> Packing:
+        found = self._packings.get(shard)
+        if found is not None:
+            ARRAYS.mark(self._packings, shard)
+            return found
+        found = Packing.load(self._plans[shard])
+        ARRAYS.add(self._packings, shard, found, found.nbytes)
+        return found
 
 
-def _packings(source: TokenSource, context: int, folder: Path) -> list[Packing]:
-    """The plan of each shard, made once for a machine: the processes that need them begin at different shards."""
+def _pack(source: TokenSource, context: int, folder: Path) -> list[Path]:
+    """The file with the plan of each shard, made once for a machine.
+
+    Processes begin at different shards and pass over those that another one is at, to wait for these at last.
+    """
     count = len(source.lengths)
-    files = [folder / f"{source.documents_key(shard)}-{context}.npy" for shard in range(count)]
+    plans = [folder / f"{source.documents_key(shard)}-{context}.npy" for shard in range(count)]
     folder.mkdir(parents=True, exist_ok=True)
     first = os.getpid() % max(1, count)
-    for shard in [*range(first, count), *range(first)]:
-        if not files[shard].exists():
-            pack_documents(source.ends(shard), context).save(files[shard])
-    return [Packing.load(file) for file in files]
+    missing = [shard for shard in [*range(first, count), *range(first)] if not plans[shard].exists()]
+    if missing:
+        source.prefetch_documents(missing)
+    for is_last in (False, True):
+        for shard in missing:
+            if plans[shard].exists():
+                continue
+            lock = plans[shard].with_suffix(".lock")
+            with locked(lock, block=is_last) as handle:
+                if handle is not None:
+                    if not plans[shard].exists():
+                        pack_documents(source.ends(shard), context).save(plans[shard])
+                    lock.unlink()
+    return plans

@@ -4,19 +4,24 @@ A document longer than a row gives full rows and a remainder. Remainders and sho
 into the row that it leaves the least room in (best-fit decreasing); only then is a new row opened.
 """
 
+import os
 from bisect import bisect_left, insort
 from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from io import BytesIO
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
+from scaletrain.data.shards import HEADER_BYTES, npy_header
 from scaletrain.errors import DataError
 from scaletrain.runtime.files import write_whole
 
 _MARK = int.from_bytes(b"packing1", "little")  # first word of a saved packing
+_WORD = np.dtype("<u8")
 _HEAD = 5  # words before its arrays: mark, context, cut documents, pieces, rows
 
 Ints = npt.NDArray[np.int64]
@@ -51,32 +56,59 @@ class Packing:
         """Share of the rows' places that hold no token."""
         return self.padding_tokens / (len(self) * self.context) if len(self) else 0.0
 
+    @property
+    def nbytes(self) -> int:
+        return int(self.starts.nbytes + self.lengths.nbytes + self.rows.nbytes)
+
     def save(self, path: Path) -> None:
-        """Writes one .npy file of 64-bit words, whole or not at all: `load` maps it."""
+        """Writes one .npy file of 64-bit words, whole or not at all."""
         pieces = len(self.starts)
-        words = np.zeros(_words(pieces, len(self)), dtype="<u8")
+        words = np.zeros(_words(pieces, len(self)), dtype=_WORD)
         words[:_HEAD] = _MARK, self.context, self.cut_documents, pieces, len(self)
         words[_HEAD : _HEAD + pieces] = self.starts
         words[_HEAD + pieces : _HEAD + pieces + len(self.rows)] = self.rows
         words[_HEAD + pieces + len(self.rows) :].view("<u4")[:pieces] = self.lengths
-        file = BytesIO()
-        np.save(file, words)
-        write_whole(path, file.getvalue())
+        write_whole(path, npy_header(_WORD, len(words)) + words.tobytes())
 
     @staticmethod
     def load(path: Path) -> "Packing":
-        """A saved packing, its arrays mapped and read-only; DataError if the file holds none."""
-        try:
-            words = np.load(path, mmap_mode="r")
-        except (OSError, ValueError, EOFError) as error:
-            raise DataError(f"{path} cannot be read as a packing ({error}): delete it and pack again") from error
-        head = words[:_HEAD].tolist() if words.dtype == np.dtype("<u8") and words.ndim == 1 else []
-        if len(head) < _HEAD or head[0] != _MARK or len(words) != _words(head[3], head[4]):
-            raise DataError(f"{path} is no whole packing of this version: delete it and pack again")
-        _, context, cut, pieces, rows = head
+        """A saved packing, its arrays in memory and read-only; DataError if the file holds none."""
+        counts = read_counts(path)
+        with _reading(path):
+            words = np.fromfile(path, _WORD, offset=HEADER_BYTES)
+        words.flags.writeable = False
+        pieces, rows = counts.pieces, counts.rows
         starts, offsets = words[_HEAD : _HEAD + pieces], words[_HEAD + pieces : _HEAD + pieces + rows + 1]
         lengths = words[_HEAD + pieces + rows + 1 :].view("<u4")[:pieces]
-        return Packing(starts, lengths, offsets, context, cut)
+        return Packing(starts, lengths, offsets, counts.context, counts.cut_documents)
+
+
+class Counts(NamedTuple):
+    """What the first words of a saved packing say."""
+
+    context: int
+    cut_documents: int
+    pieces: int
+    rows: int
+
+
+def read_counts(path: Path) -> Counts:
+    """The counts of a saved packing, its arrays left alone; DataError if the file holds none."""
+    with _reading(path), path.open("rb") as file:
+        header, head, size = file.read(HEADER_BYTES), file.read(_HEAD * 8), os.fstat(file.fileno()).st_size
+    words = np.frombuffer(head, _WORD).tolist() if len(head) == _HEAD * 8 else [0] * _HEAD
+    length = _words(words[3], words[4])
+    if words[0] != _MARK or size != HEADER_BYTES + length * 8 or header != npy_header(_WORD, length):
+        raise DataError(f"{path} is no whole packing of this version: delete it and pack again")
+    return Counts(*words[1:])
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise DataError(f"{path} cannot be read ({error.strerror}): delete it and pack again") from error
 
 
 def _words(pieces: int, rows: int) -> int:

@@ -19,7 +19,7 @@ from scaletrain.data.shards import (
     Dataset,
     Shard,
     dataset_fingerprint,
-    map_array,
+    read_ends,
     read_index,
 )
 
@@ -36,11 +36,15 @@ class RemoteFiles:
         return self.folder.path(self._tokens(shard)), HEADER_BYTES
 
     def document_ends(self, shard: Shard) -> npt.NDArray[np.uint64]:
-        return map_array(self.folder.path(self._docs(shard)), DOCS_DTYPE, shard.documents)
+        return read_ends(self.folder.path(self._docs(shard)), shard.documents)
 
     def prefetch(self, shards: Sequence[Shard]) -> None:
         parts = (self._tokens, self._docs) if self.documents else (self._tokens,)
         self.folder.prefetch([wanted(shard) for shard in shards for wanted in parts])
+
+    def prefetch_documents(self, shards: Sequence[Shard]) -> None:
+        """Begins to bring the document ends alone."""
+        self.folder.prefetch([self._docs(shard) for shard in shards])
 
     def _tokens(self, shard: Shard) -> Wanted:
         return Wanted(shard.file, HEADER_BYTES + shard.tokens * self.dtype.itemsize, shard.xxh3)

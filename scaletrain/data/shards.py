@@ -11,7 +11,6 @@ import numpy.typing as npt
 import xxhash
 
 from scaletrain.errors import DataError
-from scaletrain.runtime.files import hash_file
 
 Split = Literal["train", "validation"]
 SPLITS: tuple[Split, ...] = ("train", "validation")
@@ -75,7 +74,7 @@ class LocalFiles:
         return self.folder / shard.file, HEADER_BYTES
 
     def document_ends(self, shard: Shard) -> npt.NDArray[np.uint64]:
-        return map_array(self.folder / shard.docs_file, DOCS_DTYPE, shard.documents)
+        return read_ends(self.folder / shard.docs_file, shard.documents)
 
     def prefetch(self, shards: Sequence[Shard]) -> None:
         pass
@@ -192,28 +191,15 @@ def open_dataset(path: Path | str) -> Dataset:
 
 
 def open_tokens(dataset: Dataset, shard: Shard) -> Tokens:
-    """The shard's tokens, memory-mapped and read-only, one dimension."""
+    """For tools and notebooks: the shard's tokens, memory-mapped and read-only, one dimension."""
     path, offset = dataset.files.tokens(shard)
     tokens: Tokens = map_array(path, DTYPES[dataset.dtype], shard.tokens, offset)
     return tokens
 
 
 def open_docs(dataset: Dataset, shard: Shard) -> npt.NDArray[np.uint64]:
-    """The end of each document inside the shard (exclusive, the end-of-text token included)."""
+    """For tools and notebooks: the exclusive end of each document of the shard, the end-of-text token included."""
     return dataset.files.document_ends(shard)
-
-
-def verify_dataset(dataset: Dataset) -> None:
-    """Hashes every file again; DataError names the first shard that is not what the index says."""
-    for split in SPLITS:
-        for shard in dataset.shards(split):
-            for name, expected in ((shard.file, shard.xxh3), (shard.docs_file, shard.docs_xxh3)):
-                found = hash_file(dataset.path / name)
-                if found != expected:
-                    raise DataError(
-                        f"{dataset.path / name} is damaged: its xxh3 is {found}, the index says {expected}; "
-                        "copy the dataset again or prepare it again"
-                    )
 
 
 def read_index(text: bytes, name: str) -> tuple[str, TokenizerInfo, tuple[Shard, ...], tuple[Shard, ...]]:
@@ -262,6 +248,14 @@ def _check_file(path: Path, dtype: np.dtype[Any], length: int) -> None:
         raise DataError(f"{path} is {state}: {found} bytes, the index says {expected}; copy the dataset again")
     if start != header:
         raise DataError(f"{path} is no array of {length} {dtype.name}, as the index says: copy the dataset again")
+
+
+def read_ends(path: Path, count: int) -> npt.NDArray[np.uint64]:
+    """The document ends of a shard, in memory; an OSError where there is no file, DataError where it is too short."""
+    found: npt.NDArray[np.uint64] = np.fromfile(path, DOCS_DTYPE, count, offset=HEADER_BYTES)
+    if len(found) != count:
+        raise DataError(f"{path} ends too early: it was changed while in use; copy the dataset again")
+    return found
 
 
 def map_array(path: Path, dtype: np.dtype[Any], length: int, offset: int = HEADER_BYTES) -> npt.NDArray[Any]:

@@ -11,13 +11,14 @@ from scaletrain.data.shuffle import Ids
 
 
 class MixedRows:
-    """The rows of a mixture: the upper bits of an id are its source's place among `parts`."""
+    """The rows of a mixture: the upper bits of an id are its source's place among `parts`; None: no id names it."""
 
-    def __init__(self, parts: Sequence[Rows]) -> None:
+    def __init__(self, parts: Sequence[Rows | None]) -> None:
         self.parts = parts
+        self._first = next(number for number, part in enumerate(parts) if part is not None)
 
     def __len__(self) -> int:
-        return sum(map(len, self.parts))
+        return sum(len(part) for part in self.parts if part is not None)
 
     def prefetch(self, ids: Ids) -> None:
         for part, _, rows in self._split(ids):
@@ -40,12 +41,14 @@ class MixedRows:
     def _split(self, ids: Ids) -> Iterator[tuple[Rows, Ids, Ids]]:
         """Each source in use, the places of its samples, and their row numbers; padding goes to the first in use."""
         sources = ids >> SOURCE_SHIFT
-        used = np.unique(sources[ids >= 0]).tolist() or [0]
+        used = np.unique(sources[ids >= 0]).tolist() or [self._first]
         sources = np.where(ids < 0, used[0], sources)
         for source in used:
             places = np.flatnonzero(sources == source)
             rows = np.where(ids[places] < 0, -1, ids[places] & ((1 << SOURCE_SHIFT) - 1))
-            yield self.parts[source], places, rows
+            part = self.parts[source]
+            assert part is not None, "an id of a source that has left the mixture"
+            yield part, places, rows
 
 
 class JoinedRows:

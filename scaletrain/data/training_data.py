@@ -2,29 +2,30 @@
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from fractions import Fraction
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import xxhash
 
 from scaletrain.config.data_rules import weights_by_stage
 from scaletrain.config.schema import Data
+from scaletrain.data.announce import announced
+from scaletrain.data.cache_need import check_cache
 from scaletrain.data.loader import Step, token_steps
-from scaletrain.data.mixture import MixtureOrder, Segment, plan_segments, to_millionths
-from scaletrain.data.opening import cache_folder, open_data
+from scaletrain.data.mixture import SOURCE_SHIFT, MixtureOrder, Segment, plan_segments, to_millionths
+from scaletrain.data.opening import cache_folder, check_given, open_data
 from scaletrain.data.order import Order, SampleOrder, Share
 from scaletrain.data.packed_rows import PackedRows
 from scaletrain.data.reader import ShardReader
 from scaletrain.data.remote import is_url
 from scaletrain.data.rows import CutRows, Rows
-from scaletrain.data.shards import DTYPES, Dataset, Split, TokenizerInfo
+from scaletrain.data.shards import Dataset, Split, TokenizerInfo
 from scaletrain.data.sources import JoinedRows, MixedRows
 from scaletrain.errors import DataError
 
 ONLY = "data"  # the name of the source that data.path gives
-_HORIZON = 1 << 18  # samples ahead of need that a remote source is told of, at most
 
 
 @dataclass(frozen=True)
@@ -37,16 +38,22 @@ class Reading:
 
     def planned(self, samples: int) -> dict[str, int]:
         """Of a mixture: how many of the run's `samples` each source gives."""
-        return self.order.used(samples) if isinstance(self.order, MixtureOrder) else {}
+        if not isinstance(self.order, MixtureOrder):
+            return {}
+        return {name: count for name, count in self.order.used(samples).items() if name in self.order.present}
 
 
 @dataclass(frozen=True)
 class TrainingData:
-    """The sources of a run by name, in the order that numbers them, and the recipe's data section."""
+    """The sources of a run by name, and the recipe's data section.
+
+    `numbered`: the names as the run numbers them in its order; one that is no source any more was never read from.
+    """
 
     sources: Mapping[str, Dataset]
     options: Data
     seed: int
+    numbered: tuple[str, ...]
 
     @property
     def tokenizer(self) -> TokenizerInfo:
@@ -72,14 +79,21 @@ class TrainingData:
     @cached_property
     def validation(self) -> dict[str, CutRows | PackedRows]:
         """The validation rows of each source that has some."""
-        held_out = {name: dataset for name, dataset in self.sources.items() if dataset.tokens("validation") > 1}
-        return {name: self._rows(dataset, "validation") for name, dataset in held_out.items()}
+        return {
+            name: self._rows(dataset, "validation")
+            for name, dataset in self.sources.items()
+            if max((shard.tokens for shard in dataset.validation), default=0) > 1
+        }
+
+    def row_counts(self) -> dict[str, int]:
+        """Training rows of each name that the run numbers, in that order; 0 of one that is no source any more."""
+        return {name: len(self.train[name]) if name in self.train else 0 for name in self.numbered}
 
     def rows(self, split: Split) -> Rows:
         """The rows of all sources: in training by the ids of the order, in validation one source after the other."""
         if split == "validation":
             return JoinedRows(list(self.validation.values()))
-        return MixedRows(list(self.train.values())) if self.options.mixture else self.train[ONLY]
+        return MixedRows([self.train.get(name) for name in self.numbered]) if self.options.mixture else self.train[ONLY]
 
     def validation_rows(self) -> Rows | None:
         """What an evaluation reads, if anything is held out."""
@@ -87,8 +101,9 @@ class TrainingData:
 
     def bytes_per_target(self) -> float | None:
         """UTF-8 bytes of the validation text for each token that it has to predict; None where they are not known."""
-        size = sum(self.sources[name].bytes("validation") for name in self.validation)
-        return size / sum(rows.targets for rows in self.validation.values()) if size else None
+        sizes = [self.sources[name].bytes("validation") for name in self.validation]
+        targets = sum(rows.targets for rows in self.validation.values())
+        return sum(sizes) / targets if all(sizes) and targets else None
 
     def stages(self) -> list[Segment]:
         """The weights of a mixture, as the recipe has them now."""
@@ -98,24 +113,24 @@ class TrainingData:
         ]
 
     def renumbered(self, recorded: Mapping[str, Any]) -> "TrainingData":
-        """The same with the sources that a run already numbers in its order, new ones after them."""
+        """The same with the numbers that a run already has in its order, new sources after them."""
         known = recorded.get("sources", [])
-        if missing := [name for name in known if name not in self.sources]:
-            raise DataError(
-                f"data.mixture no longer names {missing[0]}, from which this run has read: keep it with weight 0"
-            )
-        names = [*known, *(name for name in self.sources if name not in known)]
-        return replace(self, sources={name: self.sources[name] for name in names})
+        return replace(self, numbered=(*known, *(name for name in self.sources if name not in known)))
 
     def reading(self, recorded: Mapping[str, Any], samples_seen: int) -> Reading:
         """From sample `samples_seen` on; `recorded` is the record of the checkpoint there, empty for a new run."""
-        orders = {name: self._source_order(name) for name in self.sources}
         if self.options.mixture is None:
-            return Reading(orders[ONLY], {}, False)
+            return Reading(self._orders[ONLY], {}, False)
         before = [Segment(part["start"], part["weights"]) for part in recorded.get("segments", [])]
         segments, is_changed = plan_segments(self.stages(), before, samples_seen)
-        record = {"sources": list(orders), "segments": [segment.to_dict() for segment in segments]}
-        return Reading(MixtureOrder(orders, segments, self.seed), record, is_changed)
+        order = MixtureOrder({name: self._orders.get(name) for name in self.numbered}, segments, self.seed)
+        read = order.used(samples_seen)
+        if missing := [name for name in self.numbered if name not in self.sources and read[name]]:
+            raise DataError(
+                f"data.mixture no longer names {missing[0]}, from which this run has read: keep it with weight 0"
+            )
+        record = {"sources": list(self.numbered), "segments": [segment.to_dict() for segment in segments]}
+        return Reading(order, record, is_changed)
 
     def repeat_limit(self, order: SampleOrder, samples: int) -> tuple[int, str] | None:
         """The first position below `samples` at which a source would be read too often, and its name."""
@@ -124,7 +139,7 @@ class TrainingData:
         for name, epochs in limits.items():
             if epochs is None:
                 continue
-            limit = int(epochs * len(self.train[name]))
+            limit = int(Fraction(repr(epochs)) * len(self.train[name]))  # as it is written: 0.29 x 100 is 29
             if isinstance(order, MixtureOrder):
                 position = order.first_beyond(name, limit, samples)
                 found += [(position, name)] if position is not None else []
@@ -162,20 +177,16 @@ class TrainingData:
             "seed": self.seed,
         }  # fmt: skip
 
-    @cached_property
-    def horizon(self) -> int:
-        """Samples ahead of need that remote sources are told of: 0 without any, else about a window's."""
-        remote = [name for name, dataset in self.sources.items() if is_url(dataset.name)]
-        window = self.options.shuffle_window_shards or 2
-        largest = max((int(self.train[name].shard_rows.max()) for name in remote), default=0)
-        return min(_HORIZON, window * largest)
-
     def steps(
         self, reading: Reading, share: Share, *, start: int, position: Mapping[str, Any] | None, pin: bool
     ) -> Iterator[Step]:
         """This rank's steps from sample `start` of the run on; endless."""
         assert position is None  # the start is all that it takes
-        return token_steps(self.rows("train"), reading.order, share, start=start, pin=pin, horizon=self.horizon)
+        steps = token_steps(self.rows("train"), reading.order, share, start=start, pin=pin)
+        names = [name for name, dataset in self.sources.items() if is_url(dataset.name)]
+        remote = {name: (self.train[name], self._orders[name]) for name in names}
+        window = self.options.shuffle_window_shards or 2
+        return announced(steps, reading.order, remote, window, share.global_batch, start) if remote else steps
 
     def check_length(self, global_batch: int) -> None:
         """DataError when a batch is larger than the data."""
@@ -186,39 +197,33 @@ class TrainingData:
                 f"train.global_batch_size={global_batch}: prepare more text, or lower the batch or data.context_length"
             )
 
-    def check_cache(self) -> None:
-        """DataError where a remote source cannot be read through a cache of the given size."""
-        limit = self.options.cache.max_gb
-        remote = [dataset for dataset in self.sources.values() if is_url(dataset.name)]
-        if limit is None or not remote:
-            return
-        sizes = [_sizes(dataset) for dataset in remote]
-        whole, largest = sum(map(sum, sizes)), max(map(max, sizes))
-        window = self.options.shuffle_window_shards or (1 if not self.options.shuffle else None)
-        if window is None and whole > limit * 1e9:
-            raise DataError(
-                f"data.cache.max_gb={limit:g} is less than the {whole / 1e9:.3g} GB of {self.name}, and a full shuffle "
-                "reads all of it at once: set data.shuffle_window_shards, or raise data.cache.max_gb"
-            )
-        need = len(remote) * (2 * window if window else 1) * largest
-        if window is not None and min(need, whole) > limit * 1e9:
-            raise DataError(
-                f"data.cache.max_gb={limit:g} does not hold two windows of {window} shards of "
-                f"{largest / 1e9:.3g} GB of each remote source ({need / 1e9:.3g} GB): raise it, or lower "
-                "data.shuffle_window_shards"
-            )
-
     def _rows(self, dataset: Dataset, split: Split) -> CutRows | PackedRows:
         reader, data = ShardReader(dataset, split), self.options
+        rows: CutRows | PackedRows
         if data.packing == "best_fit":
-            return PackedRows(reader, data.context_length, cache_folder(data), document_mask=data.document_mask)
-        return CutRows(reader, data.context_length, document_mask=data.document_mask)
+            rows = PackedRows(reader, data.context_length, cache_folder(data), document_mask=data.document_mask)
+        else:
+            rows = CutRows(reader, data.context_length, document_mask=data.document_mask)
+        if len(rows) > 1 << SOURCE_SHIFT:
+            raise DataError(
+                f"{reader.name} has {len(rows):,} samples of {data.context_length} tokens, more than the "
+                f"{1 << SOURCE_SHIFT:,} that get a number: raise data.context_length, or divide it among sources"
+            )
+        return rows
 
-    def _source_order(self, name: str) -> Order:
+    @cached_property
+    def _orders(self) -> dict[str, Order]:
+        """Each source's own."""
         data = self.options
-        seed = self.seed if name == ONLY else self.seed ^ xxhash.xxh3_64_intdigest(name.encode())
-        rows = self.train[name].shard_rows
-        return Order(rows, seed, shuffle=data.shuffle, window=data.shuffle_window_shards)
+        return {
+            name: Order(
+                rows.shard_rows,
+                self.seed if name == ONLY else self.seed ^ xxhash.xxh3_64_intdigest(name.encode()),
+                shuffle=data.shuffle,
+                window=data.shuffle_window_shards,
+            )
+            for name, rows in self.train.items()
+        }
 
     def _max_epochs(self, name: str) -> float | None:
         return self.options.mixture[name].max_epochs if self.options.mixture else self.options.max_epochs
@@ -235,11 +240,6 @@ def open_training_data(data: Data, seed: int) -> TrainingData:
                 f"{dataset.name} was prepared with the tokenizer {dataset.tokenizer.name}, {first.name} with "
                 f"{first.tokenizer.name}: prepare both with one"
             )
-    found = TrainingData(sources, data, seed)
-    found.check_cache()
-    return found
-
-
-def _sizes(dataset: Dataset) -> list[int]:
-    itemsize = np.dtype(DTYPES[dataset.dtype]).itemsize
-    return [shard.tokens * itemsize for shard in dataset.train] or [0]
+    check_given(data, list(sources.values()))
+    check_cache(list(sources.values()), data)
+    return TrainingData(sources, data, seed, tuple(sources))

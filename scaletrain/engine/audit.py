@@ -49,7 +49,7 @@ class Run:
         """Source and row of the samples at positions start..start+count-1 of the run."""
         assert self.data is not None
         ids = self.data.reading(self.record, self.state.samples_seen).order.ids(start, count)
-        names, mask = list(self.data.sources), (1 << SOURCE_SHIFT) - 1
+        names, mask = list(self.data.row_counts()), (1 << SOURCE_SHIFT) - 1
         return [(names[sample >> SOURCE_SHIFT], sample & mask) for sample in ids.tolist()]
 
 
@@ -109,7 +109,7 @@ def prove_run(run: Run, advance: Callable[[int], None], workers: int) -> RunRepo
             is_provable=False,
         )  # fmt: skip
     faults, wrong = list(history.faults), 0
-    usage = Usage({name: len(rows) for name, rows in run.data.train.items()})
+    usage = Usage(run.data.row_counts())
     for branch in _branches(run.claims, run.record):
         order = run.data.renumbered(branch.record).reading(branch.record, branch.samples).order
         ends, counted = [claim.samples for claim in branch.claims], usage if branch.is_main else None
@@ -198,7 +198,7 @@ def _other_data(found: Found, data: TrainingData, history: History) -> bool:
     differing = [
         key
         for key in {**before, **now}
-        if before.get(key) != now.get(key) and not (key.startswith(ADDABLE) and key not in before)
+        if before.get(key) != now.get(key) and not (key.startswith(ADDABLE) and (key not in before or key not in now))
     ]
     for key in differing:
         right = f"{before.get(key)} as in {found.folder.name}"

@@ -1,6 +1,7 @@
 """`scaletrain audit` of runs that were killed, resumed and re-weighted, of datasets, and what it shows of either."""
 
 import json
+import resource
 import shutil
 import signal
 import subprocess
@@ -13,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from scaletrain.commands.audit import audit
 from scaletrain.data.order import digest
 from scaletrain.data.shards import Dataset, dataset_fingerprint, open_dataset
 from scaletrain.engine.audit import open_run
@@ -60,6 +62,16 @@ def killed(dataset: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Path:
             for step in (last + 4, last + 8):
                 (run / "checkpoints" / f"step-{step:08d}" / "mp_rank_00_model_states.pt").write_bytes(b"?")
     return run
+
+
+def test_an_audit_may_open_as_many_files_as_the_system_lets_it(dataset: Dataset) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (256, hard))
+        audit(dataset.name)
+        assert resource.getrlimit(resource.RLIMIT_NOFILE)[0] > 256
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 @pytest.fixture

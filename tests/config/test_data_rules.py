@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from scaletrain.config.data_rules import data_problems, weights_by_stage
+from scaletrain.config.data_rules import data_problems, unreached_stages, weights_by_stage
 from scaletrain.config.schema import Data
 
 TWO = {"web": {"path": "a", "weight": 3}, "code": {"path": "b"}}
@@ -55,10 +55,6 @@ def test_a_sound_section_has_no_problem(data: dict[str, Any]) -> None:
             "data.stages begin at 2,000, 1,000 tokens: give each a later from_tokens than the one before",
         ),
         (
-            {"mixture": TWO, "stages": [{"from_tokens": 0, "weights": {"code": 1}}]},
-            "data.stages begin at 0 tokens: give each a later from_tokens",
-        ),
-        (
             {"path": "a", "on_repeat_limit": "stop"},
             "data.on_repeat_limit=stop has no effect without max_epochs: set one",
         ),
@@ -78,6 +74,10 @@ def test_a_sound_section_has_no_problem(data: dict[str, Any]) -> None:
             {"source": "huggingface", "path": "a", "tokenizer": "t", "packing": "best_fit"},
             "data.packing=best_fit does not go with data.source=huggingface: prepare the text",
         ),
+        (
+            {"source": "huggingface", "path": "a", "tokenizer": "t", "dtype": "uint32"},
+            "data.dtype does not go with data.source=huggingface: prepare the text",
+        ),
     ],
 )
 def test_a_broken_rule_is_a_line(data: dict[str, Any], line: str) -> None:
@@ -88,3 +88,11 @@ def test_a_broken_rule_is_a_line(data: dict[str, Any], line: str) -> None:
 def test_weights_of_a_stage_leave_out_sources_that_it_does_not_name() -> None:
     data = Data.model_validate({"mixture": TWO, "stages": [{"from_tokens": "2K", "weights": {"code": 1}}]})
     assert weights_by_stage(data) == [(0, {"web": 3, "code": 1}), (2000, {"web": 0, "code": 1})]
+
+
+def test_a_stage_that_the_run_does_not_come_to_is_told() -> None:
+    stages = [{"from_tokens": n, "weights": {"code": 1}} for n in (1000, 3000)]
+    data = Data.model_validate({"mixture": TWO, "stages": stages})
+    assert unreached_stages(data, 3001) == []
+    line = "the stage from 3,000 tokens never begins: the run ends at 3,000 tokens"
+    assert unreached_stages(data, 3000) == [line]

@@ -158,6 +158,23 @@ def test_a_fault_of_yaml_is_one_line_with_the_place(tmp_path: Path, text: str, l
         (["model.num_heads=3"], "model.hidden_size=128 is not a multiple of model.num_heads=3"),
         (["model.init_from=folder"], "model.init_from=folder and model.preset=llama-tiny both name a model: keep one"),
         (["deepspeed=none.json"], "deepspeed=none.json is not a file in "),
+        (["data.cache.max_gbs=3"], "data.cache.max_gbs=3 is unknown: did you mean data.cache.max_gb?"),
+        (["data.live.stream=1"], "data.live.stream=1 is unknown: the keys of data.live are name, revision, split,"),
+        (["data.mixture.a.weigth=1"], "data.mixture.a.weigth=1 is unknown: did you mean data.mixture.a.weight?"),
+        (["data.mixture.a.weight=1"], "data.mixture.a.path is not set: add it to the recipe or the command line ("),
+        (["data.mixture.a={path: x, weight: 1.0e+308}"], "data.mixture.a.weight=1e+308 should be at most 1e+06"),
+        (["data.mixture=[a]"], 'data.mixture=["a"] should be a section: keys on lines of their own'),
+        (["data.mixture.a=x"], "data.mixture.a=x should be a section: keys on lines of their own"),
+        (["data.stages=[{from_token: 9, weights: {a: 1}}]"], "data.stages[0].from_token=9 is unknown: did you mean"),
+        (["data.stages=[{weights: {a: 1}}]"], "data.stages[0].from_tokens is not set: add it there"),
+        (["data.stages=[{from_tokens: 0, weights: {a: 1}}]"], "data.stages[0].from_tokens=0 should be at least 1"),
+        (
+            ["data.stages={from_tokens: 9, weights: {a: 1}}"],
+            'data.stages={"from_tokens": 9, "weights": {"a": 1}} should be a list of sections, a dash before each, '
+            "with the keys from_tokens, weights",
+        ),
+        (["data.stages=null"], "data.stages=null should be a list of sections, a dash before each, with the keys"),
+        (["data.stages=[5]"], "data.stages[0]=5 should be a section"),
     ],
 )
 def test_each_fault_names_value_rule_and_remedy(tmp_path: Path, overrides: list[str], line: str) -> None:
@@ -255,3 +272,19 @@ def test_values_and_suggestions_are_shown_short() -> None:
     assert shown(True) == "true"
     assert closest("LR", ["lr", "eps"]) == "lr"
     assert closest("zzz", ["lr"]) is None
+
+
+def test_an_inner_section_that_is_empty_or_misspelt_leaves_the_other_rules_checked(tmp_path: Path) -> None:
+    assert load_recipe(write(tmp_path), ["data.cache=null", "data.live=null"]) == load_recipe(write(tmp_path))
+    text = GOOD.replace("{path: dataset}", "{mixture: {a: {path: x, weigth: 0}}}")
+    assert fault(tmp_path, text).split("\n  ") == [
+        "2 problems",
+        "data.mixture.a.weigth=0 is unknown: did you mean data.mixture.a.weight?",
+        "data.mixture gives no source a weight above 0: raise one",
+    ]
+    text = GOOD.replace("{path: dataset}", "{mixture: {a: {weight: 0.5}}, max_epochs: 2}")
+    assert [line.split(":")[0] for line in fault(tmp_path, text).split("\n  ")] == [
+        "2 problems",
+        "data.mixture.a.path is not set",
+        "data.max_epochs=2 is for data.path",
+    ]

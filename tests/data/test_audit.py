@@ -17,11 +17,12 @@ from scaletrain.data.audit.order import Usage, compute_digests
 from scaletrain.data.audit.samples import decode_samples
 from scaletrain.data.mixture import SOURCE_SHIFT, MixtureOrder, Segment
 from scaletrain.data.order import Order, SampleOrder, digest
-from scaletrain.data.shards import HEADER_BYTES, Dataset, Shard, TokenizerInfo, dataset_fingerprint, hash_file
+from scaletrain.data.shards import HEADER_BYTES, Dataset, Shard, TokenizerInfo, dataset_fingerprint
 from scaletrain.data.shuffle import Ids
 from scaletrain.data.tokenizer import load_tokenizer
 from scaletrain.data.training_data import open_training_data
 from scaletrain.errors import DataError
+from scaletrain.runtime.files import hash_file
 
 EOS = 0
 PLAIN = Data()

@@ -1,6 +1,7 @@
 """Best-fit packing: the same rows as placing one document at a time, each token once, no document cut that fits."""
 
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from scaletrain.data.packing import Packing, cut_documents, pack_documents
+from scaletrain.data.packing import Packing, cut_documents, pack_documents, read_counts
 from scaletrain.errors import DataError
 
 LENGTHS = st.lists(st.integers(0, 40), max_size=80)
@@ -121,19 +122,20 @@ def test_a_shard_beyond_32_bits_is_packed_at_its_places() -> None:
 
 
 @given(LENGTHS | MANY, CONTEXTS)
-def test_a_saved_packing_is_the_same_when_mapped(lengths: list[int], context: int) -> None:
+def test_a_saved_packing_is_the_same_when_read(lengths: list[int], context: int) -> None:
     packing = pack_documents(ends_of(lengths), context)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "rows.npy"
         packing.save(path)
         assert [file.name for file in Path(folder).iterdir()] == ["rows.npy"]
         loaded = Packing.load(path)
-        assert (loaded.context, loaded.cut_documents) == (packing.context, packing.cut_documents)
+        counts = (packing.context, packing.cut_documents, len(packing.starts), len(packing))
+        assert (loaded.context, loaded.cut_documents, len(loaded.starts), len(loaded)) == counts == read_counts(path)
         for name in ("starts", "lengths", "rows"):
             found, wanted = getattr(loaded, name), getattr(packing, name)
             assert found.dtype == wanted.dtype
             assert found.tolist() == wanted.tolist()
-            assert isinstance(found, np.memmap) or not len(found)
+            assert not isinstance(found, np.memmap), "a map would hold a descriptor"
             assert not found.flags.writeable
 
 
@@ -144,18 +146,19 @@ def test_the_same_documents_give_the_same_file(tmp_path: Path) -> None:
     assert (tmp_path / "a.npy").read_bytes() == (tmp_path / "b.npy").read_bytes()
 
 
-def test_a_file_that_is_no_packing_is_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize("read", [Packing.load, read_counts])
+def test_a_file_that_is_no_packing_is_refused(read: Callable[[Path], object], tmp_path: Path) -> None:
     path = tmp_path / "rows.npy"
-    path.write_bytes(b"not numpy at all")
-    with pytest.raises(DataError, match=r"rows.npy cannot be read as a packing .*: delete it and pack again"):
-        Packing.load(path)
-    path.write_bytes(b"")
-    with pytest.raises(DataError, match=r"rows.npy cannot be read as a packing .*: delete it and pack again"):
-        Packing.load(path)
+    with pytest.raises(DataError, match=r"rows.npy cannot be read \(No such file or directory\): delete it and pack"):
+        read(path)
+    for content in (b"not numpy at all", b"", b"x" * 200):
+        path.write_bytes(content)
+        with pytest.raises(DataError, match=r"rows.npy is no whole packing of this version: delete it and pack again"):
+            read(path)
     for other in (np.arange(40, dtype=np.uint64), np.zeros(3, np.uint64), np.ones((2, 9), np.uint64), np.ones(9)):
         np.save(path, other)
         with pytest.raises(DataError, match=r"rows.npy is no whole packing of this version: delete it and pack again"):
-            Packing.load(path)
+            read(path)
 
 
 def test_a_saved_packing_with_words_missing_is_refused(tmp_path: Path) -> None:

@@ -21,9 +21,10 @@ from scaletrain.data.prepare.locks import hold
 from scaletrain.data.prepare.options import PrepareOptions, Report
 from scaletrain.data.prepare.run import prepare_dataset
 from scaletrain.data.prepare.units import Reading
-from scaletrain.data.shards import Dataset, open_docs, open_tokens, verify_dataset
+from scaletrain.data.shards import Dataset, open_docs, open_tokens
 from scaletrain.data.tokenizer import load_tokenizer
 from scaletrain.errors import DataError
+from tests.data.test_audit import audit
 
 # A program of its own, so that it can be killed or limited: `OUTPUT INPUT WORKERS [BYTES A FILE MAY HAVE]`.
 PROGRAM = """
@@ -138,7 +139,7 @@ def test_dataset_holds_every_text_once_in_order(source: Path, tokenizer: str, tm
     texts = [json.loads(line)["text"] for line in source.read_text().splitlines()]
     recorder = Recorder()
     dataset = prepare_dataset(options_for(tmp_path, tokenizer, source, workers=2, validation=0.2), recorder)
-    verify_dataset(dataset)
+    assert audit(dataset.name).faults == ()
     train, validation = list(documents(dataset, "train")), list(documents(dataset, "validation"))
     held_out = set(validation)
     assert train == [text for text in texts if text not in held_out]

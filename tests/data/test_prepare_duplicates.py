@@ -13,7 +13,8 @@ from scaletrain.data.prepare.duplicates import find_duplicates
 from scaletrain.data.prepare.options import PrepareOptions
 from scaletrain.data.prepare.run import prepare_dataset
 from scaletrain.data.prepare.segments import HASHES
-from scaletrain.data.shards import Dataset, verify_dataset
+from scaletrain.data.shards import Dataset
+from tests.data.test_audit import audit
 from tests.data.test_prepare import Recorder, content, documents, write_lines
 
 
@@ -46,7 +47,7 @@ def test_first_of_equal_documents_stays_in_order(texts: list[str], tmp_path: Pat
     recorder = Recorder()
     options = options_for(tmp_path / "set", first, second, validation=0.2, shard_tokens=3000)
     dataset = prepare_dataset(options, recorder)
-    verify_dataset(dataset)
+    assert audit(dataset.name).faults == ()
     train, validation = both(dataset)
     unique, held_out = list(dict.fromkeys(texts)), set(validation)
     assert train == [text for text in unique if text not in held_out]

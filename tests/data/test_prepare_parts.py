@@ -22,8 +22,8 @@ from scaletrain.data.prepare.options import PrepareOptions
 from scaletrain.data.prepare.parts import Part, list_numbers, read_part, share_out
 from scaletrain.data.prepare.run import merge_parts, prepare_dataset, prepare_part
 from scaletrain.data.prepare.units import Unit
-from scaletrain.data.shards import verify_dataset
 from scaletrain.errors import DataError
+from tests.data.test_audit import audit
 from tests.data.test_prepare import Recorder, content
 
 # One part as a process of its own: `OUTPUT INPUT NUMBER COUNT`.
@@ -72,7 +72,7 @@ def options_for(output: str | Path, source: str | Path, **changes: object) -> Pr
 def reference(source: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
     """The files of one prepare without parts."""
     dataset = prepare_dataset(options_for(tmp_path_factory.mktemp("reference") / "set", source), Recorder())
-    verify_dataset(dataset)
+    assert audit(dataset.name).faults == ()
     return content(dataset.path)
 
 

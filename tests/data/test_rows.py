@@ -142,15 +142,6 @@ def test_a_shard_that_shrinks_under_a_run_is_told(dataset: Dataset, tmp_path: Pa
         CutRows(reader, 64).fetch(np.array([0]))
 
 
-def test_more_shards_than_open_files_are_read(dataset: Dataset) -> None:
-    reader = ShardReader(dataset, "train")
-    reader._most = 1
-    few, many = CutRows(reader, 16), split_rows(dataset, "train", 16)
-    ids = Order(few.shard_rows, seed=1).ids(0, 64)
-    assert (few.fetch(ids)["input_ids"] == many.fetch(ids)["input_ids"]).all()
-    assert len(reader._open) == 1
-
-
 def test_mixed_rows_are_those_of_the_source_that_an_id_names() -> None:
     parts = [CutRows(in_memory([40]), 8, document_mask=True), CutRows(in_memory([7, 90]), 8, document_mask=True)]
     ids = np.array([(1 << SOURCE_SHIFT) | 3, 2, -1, (1 << SOURCE_SHIFT) | 0, 0])
@@ -202,20 +193,6 @@ def test_ranks_together_read_and_count_the_batch_of_one_rank(dataset: Dataset, r
         loader.close()
     assert sorted(got) == wanted
     assert total % 2**64 == digest(np.arange(4 * ranks, 8 * ranks), ids)
-
-
-def test_shards_are_announced_ahead_of_need() -> None:
-    announced: list[list[int]] = []
-
-    class Noting(ArrayTokens):
-        def prefetch(self, shards: list[int]) -> None:
-            announced.append(shards)
-
-    rows = CutRows(Noting(np.arange(100, dtype=np.uint16), "a text"), 8)
-    next(token_steps(rows, Order(rows.shard_rows, seed=1), Share(0, 1, 2, 1), start=0, horizon=4))
-    assert announced == [[0]]
-    next(token_steps(rows, Order(rows.shard_rows, seed=1), Share(0, 1, 2, 1), start=0))
-    assert announced == [[0]]
 
 
 def test_loader_passes_an_error_of_its_thread_on() -> None:

@@ -11,7 +11,7 @@ from typing import Any
 from scaletrain.config.schema import Data
 from scaletrain.data.audit.fault import Fault
 from scaletrain.data.audit.shard import ShardFindings, audit_shard
-from scaletrain.data.opening import open_data
+from scaletrain.data.opening import check_given, open_data
 from scaletrain.data.remote import is_url
 from scaletrain.data.remote_dataset import RemoteFiles
 from scaletrain.data.shards import (
@@ -71,6 +71,7 @@ def open_to_audit(where: str, data: Data) -> Opened:
     path = Path(where).expanduser()
     if is_url(where) or not (path / INDEX).is_file():
         dataset = open_data(where, data)
+        check_given(data, [dataset])
         remote = dataset.files.folder if isinstance(dataset.files, RemoteFiles) else None
         return Opened(dataset, _totals(remote.read(INDEX)) if remote else None, ())
     text, faults = (path / INDEX).read_bytes(), []
@@ -82,7 +83,9 @@ def open_to_audit(where: str, data: Data) -> Opened:
             raise
         faults.append(Fault(INDEX, "the fingerprint of its content", said, own))
         content = read_index(json.dumps({**json.loads(text), "fingerprint": own}).encode(), str(path / INDEX))
-    return Opened(local_dataset(path, *content), _totals(text), tuple(faults))
+    dataset = local_dataset(path, *content)
+    check_given(data, [dataset])
+    return Opened(dataset, _totals(text), tuple(faults))
 
 
 def _totals(index: bytes) -> Any:

@@ -37,7 +37,8 @@ class SourceUse:
 class Usage:
     """The rows that a run reads, in its order: in an epoch of a source each row comes once.
 
-    A bit a row, for sources that together have at most `most_rows`; the others are counted only.
+    A bit a row, for sources that together have at most `most_rows`; the others are counted only. A source without rows
+    keeps its number alone.
     """
 
     def __init__(self, rows: Mapping[str, int], most_rows: int = _MOST_ROWS) -> None:
@@ -60,7 +61,7 @@ class Usage:
         """What was used, and each epoch in which a row came twice; the last epoch may be a part of one."""
         for source in self._sources:
             source.check_epoch()
-        uses = [SourceUse(s.name, s.count, s.samples, s.bits is not None) for s in self._sources]
+        uses = [SourceUse(s.name, s.count, s.samples, s.bits is not None) for s in self._sources if s.count]
         return uses, [fault for source in self._sources for fault in source.faults]
 
 
@@ -73,6 +74,7 @@ class _SourceRows:
         self.faults: list[Fault] = []
 
     def add(self, rows: Ids) -> None:
+        assert self.count or not len(rows)
         while len(rows):
             part = rows[: self.count - self._inside]
             if self.bits is not None:
