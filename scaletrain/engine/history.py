@@ -15,6 +15,9 @@ EVENTS = "events.jsonl"
 _COUNTERS = ("step", "samples_seen", "sample_digest")
 
 
+RUNNING = "killed, or still at work"
+
+
 @dataclass
 class Launch:
     """One start of the program: where it began, on how many ranks, how many samples a step, and how it ended."""
@@ -26,7 +29,7 @@ class Launch:
     batch: int | None = None
     record: Mapping[str, Any] = field(default_factory=dict)  # of the mixture that it read by
     saved: int = 0  # the step of its last checkpoint
-    end: str = "killed, or still at work"
+    end: str = RUNNING
 
 
 @dataclass
@@ -111,6 +114,8 @@ def _follow_resume(history: History, where: str, event: Mapping[str, Any]) -> No
 
 
 def _begin(history: History, where: str, event: Mapping[str, Any], state: RunState) -> None:
+    if history.launches and history.launches[-1].end == RUNNING:
+        history.launches[-1].end = "killed"  # one run at a time holds the folder
     history.launches.append(Launch(where, event["event"], state, int(event["ranks"]), saved=state.step))
 
 

@@ -124,7 +124,7 @@ def test_a_run_that_was_killed_and_damaged_is_proven_with_its_launches_and_epoch
     *launches, a, b, verdict = done.out.splitlines()
     step = next(line for line in read_lines(killed / "events.jsonl") if line["event"] == "resume")["step"]
     assert launches == [
-        f"launch 1  start at step 0, 1 rank, 64 samples a step, saved up to step {step}, killed, or still at work",
+        f"launch 1  start at step 0, 1 rank, 64 samples a step, saved up to step {step}, killed",
         f"launch 2  resume at step {step}, 1 rank, 48 samples a step, saved up to step {step + 8}, done",
         f"launch 3  resume at step {step}, 1 rank, 48 samples a step, saved up to step {step + 10}, done",
     ]
