@@ -13,7 +13,6 @@ from scaletrain.errors import EXIT_STOPPED, EXIT_USER, ScaleTrainError
 
 if TYPE_CHECKING:
     from scaletrain.assemble.settle import Settled
-    from scaletrain.data.run_data import RunData
     from scaletrain.engine.trainer import Trainer
     from scaletrain.runtime.log import Terminal
     from scaletrain.track.peak import Peak
@@ -137,22 +136,12 @@ def header(settled: "Settled", peak: "Peak") -> list[str]:
         f"run     {name} in {recipe.run.dir}",
         f"model   {recipe.model.preset or recipe.model.init_from or arch.family}: {arch.num_layers} layers, "
         f"{arch.hidden_size} wide, {arch.num_heads} heads, {arch.vocab_size:,} tokens, {_short(total)} parameters",
-        *data_lines(data),
+        *data.describe(),
         f"ranks   {world.size} x {device} on {world.nodes} node{'s' if world.nodes > 1 else ''}, ZeRO stage "
         f"{zero_stage(settled.preset)}, {settled.precision}, micro-batch {batch.micro_batch} x {batch.accumulation}",
         f"mfu     tokens/s x {settled.flops_per_token / 1e6:,.1f} MFLOP a token (6 N + causal attention, recomputation "
         f"not counted) / {rate}",
     ]
-
-
-def data_lines(data: "RunData") -> list[str]:
-    """What is read, and what is peculiar to text that is tokenized while training."""
-    from scaletrain.data.live.text import LiveText
-
-    if isinstance(data, LiveText):
-        return [f"data    {data.name}: {data.options.live.split}", *(f"live    {note}" for note in data.notes())]
-    train, validation = data.tokens("train"), data.tokens("validation")
-    return [f"data    {data.name}: {train:,} tokens to train on, {validation:,} to validate"]
 
 
 def farewell(trainer: "Trainer", stopped: str | None) -> list[str]:

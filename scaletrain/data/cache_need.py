@@ -4,15 +4,14 @@ from collections.abc import Sequence
 
 from scaletrain.config.schema import Data
 from scaletrain.data.opening import reads_documents
-from scaletrain.data.remote import is_url
-from scaletrain.data.shards import DOCS_DTYPE, DTYPES, HEADER_BYTES, Dataset, Split
+from scaletrain.data.shards import DOCS_DTYPE, DTYPES, Dataset, Split, npy_bytes
 from scaletrain.errors import DataError
 
 
 def check_cache(datasets: Sequence[Dataset], data: Data) -> None:
     """DataError where the order of the run, or an evaluation, needs more at a time than data.cache.max_gb."""
     limit = data.cache.max_gb
-    remote = [dataset for dataset in datasets if is_url(dataset.name)]
+    remote = [dataset for dataset in datasets if dataset.files.is_remote]
     if limit is None or not remote:
         return
     window = data.shuffle_window_shards if data.shuffle else 1
@@ -45,9 +44,8 @@ def _need(sizes: Sequence[int], window: int | None) -> int:
 
 def _sizes(dataset: Dataset, split: Split, data: Data) -> list[int]:
     """Bytes of each shard, its document ends counted where they are read."""
-    itemsize = DTYPES[dataset.dtype].itemsize
-    tokens = [HEADER_BYTES + shard.tokens * itemsize for shard in dataset.shards(split)]
+    tokens = [npy_bytes(DTYPES[dataset.dtype], shard.tokens) for shard in dataset.shards(split)]
     if not reads_documents(data):
         return tokens
-    documents = [HEADER_BYTES + shard.documents * DOCS_DTYPE.itemsize for shard in dataset.shards(split)]
+    documents = [npy_bytes(DOCS_DTYPE, shard.documents) for shard in dataset.shards(split)]
     return [sum(pair) for pair in zip(tokens, documents, strict=True)]

@@ -73,11 +73,11 @@ def token_steps(rows: Rows, order: SampleOrder, share: Share, *, start: int, pin
         prints = fingerprints(np.arange(start, start + len(ids), dtype=np.int64), ids)
         for first in range(0, len(ids), batch):
             whole = slice(first, first + batch)
-            yield Step([fetch(rows, part, pin) for part in share.of(ids[whole])], share.sum(prints[whole]))
+            batches = [pinned(rows.fetch(part), pin) for part in share.of(ids[whole])]
+            yield Step(batches, share.sum(prints[whole]))
         start += len(ids)
 
 
-def fetch(rows: Rows, ids: "np.ndarray[Any, np.dtype[np.int64]]", pin: bool) -> Batch:
-    """One batch, in pinned memory if it goes to a GPU."""
-    batch = rows.fetch(ids)
+def pinned(batch: Batch, pin: bool) -> Batch:
+    """The batch, in pinned memory if it goes to a GPU."""
     return {name: values.pin_memory() for name, values in batch.items()} if pin else batch

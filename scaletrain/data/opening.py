@@ -1,10 +1,10 @@
 """A dataset wherever it is: a prepared folder, its URL, or the token files of another tool."""
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
 from scaletrain.config.schema import Data
+from scaletrain.data.cache_folder import cache_folder
 from scaletrain.data.remote import is_url, open_remote
 from scaletrain.data.remote_dataset import RemoteFiles, open_remote_dataset
 from scaletrain.data.shards import INDEX, Dataset, LocalFiles, open_dataset
@@ -38,12 +38,3 @@ def check_given(data: Data, datasets: Sequence[Dataset]) -> None:
 def reads_documents(data: Data) -> bool:
     """Whether a run reads where documents end."""
     return data.document_mask or data.packing == "best_fit"
-
-
-def cache_folder(data: Data) -> Path:
-    """Where this machine keeps what it fetched or computed from datasets."""
-    if data.cache.dir is not None:
-        return Path(data.cache.dir).expanduser()
-    if "SCALETRAIN_CACHE" in os.environ:
-        return Path(os.environ["SCALETRAIN_CACHE"])
-    return Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "scaletrain"

@@ -7,13 +7,12 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from scaletrain.data.foreign.documents import writing_cache
+from scaletrain.data.cache_folder import making, writing_cache
 from scaletrain.data.packing import Packing, pack_documents, read_counts
 from scaletrain.data.reader import ARRAYS, TokenSource
 from scaletrain.data.rows import IGNORED, Batch, RowsReport
 from scaletrain.data.shuffle import Ids
 from scaletrain.errors import DataError
-from scaletrain.runtime.locks import locked
 
 
 class PackedRows:
@@ -59,6 +58,7 @@ class PackedRows:
         return list(zip(packing.starts[low:high].tolist(), packing.lengths[low:high].tolist(), strict=True))
 
     def prefetch(self, ids: Ids) -> None:
+        """As CutRows."""
         self._source.prefetch(list(dict.fromkeys(self.locate(ids)[0].tolist())))
 
     def fetch(self, ids: Ids) -> Batch:
@@ -110,7 +110,6 @@ def _pack(source: TokenSource, context: int, folder: Path) -> list[Path]:
     """
     count = len(source.lengths)
     plans = [folder / f"{source.documents_key(shard)}-{context}.npy" for shard in range(count)]
-    folder.mkdir(parents=True, exist_ok=True)
     first = os.getpid() % max(1, count)
     missing = [shard for shard in [*range(first, count), *range(first)] if not plans[shard].exists()]
     if missing:
@@ -119,10 +118,7 @@ def _pack(source: TokenSource, context: int, folder: Path) -> list[Path]:
         for shard in missing:
             if plans[shard].exists():
                 continue
-            lock = plans[shard].with_suffix(".lock")
-            with locked(lock, block=is_last) as handle:
-                if handle is not None:
-                    if not plans[shard].exists():
-                        pack_documents(source.ends(shard), context).save(plans[shard])
-                    lock.unlink()
+            with making(plans[shard], wait=is_last) as is_mine:
+                if is_mine and not plans[shard].exists():
+                    pack_documents(source.ends(shard), context).save(plans[shard])
     return plans

@@ -11,7 +11,6 @@ import numpy.typing as npt
 import xxhash
 
 from scaletrain.data.budget import Budget
-from scaletrain.data.remote_dataset import RemoteFiles
 from scaletrain.data.shards import DTYPES, Dataset, Split
 from scaletrain.errors import DataError
 
@@ -73,7 +72,7 @@ class ShardReader:
         self.dtype = DTYPES[dataset.dtype]
         self._files, self._shards = dataset.files, dataset.shards(split)
         self.lengths = [shard.tokens for shard in self._shards]
-        self._is_remote = isinstance(self._files, RemoteFiles)
+        self._is_remote = self._files.is_remote
         self._open: dict[int, _File] = {}
         self._ends: dict[int, Ends] = {}
 
@@ -117,8 +116,7 @@ class ShardReader:
         self._let_go()
 
     def prefetch_documents(self, shards: list[int]) -> None:
-        if isinstance(self._files, RemoteFiles):
-            self._files.prefetch_documents([self._shards[shard] for shard in shards])
+        self._files.prefetch_documents([self._shards[shard] for shard in shards])
 
     def close(self) -> None:
         self._open.clear()

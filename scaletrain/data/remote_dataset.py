@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -19,6 +19,7 @@ from scaletrain.data.shards import (
     Dataset,
     Shard,
     dataset_fingerprint,
+    npy_bytes,
     read_ends,
     read_index,
 )
@@ -31,6 +32,7 @@ class RemoteFiles:
     folder: RemoteFolder
     dtype: np.dtype[Any]
     documents: bool
+    is_remote: ClassVar[bool] = True
 
     def tokens(self, shard: Shard) -> tuple[Path, int]:
         return self.folder.path(self._tokens(shard)), HEADER_BYTES
@@ -47,10 +49,10 @@ class RemoteFiles:
         self.folder.prefetch([self._docs(shard) for shard in shards])
 
     def _tokens(self, shard: Shard) -> Wanted:
-        return Wanted(shard.file, HEADER_BYTES + shard.tokens * self.dtype.itemsize, shard.xxh3)
+        return Wanted(shard.file, npy_bytes(self.dtype, shard.tokens), shard.xxh3)
 
     def _docs(self, shard: Shard) -> Wanted:
-        return Wanted(shard.docs_file, HEADER_BYTES + shard.documents * DOCS_DTYPE.itemsize, shard.docs_xxh3)
+        return Wanted(shard.docs_file, npy_bytes(DOCS_DTYPE, shard.documents), shard.docs_xxh3)
 
 
 def open_remote_dataset(folder: RemoteFolder, *, documents: bool = False) -> Dataset:

@@ -38,10 +38,6 @@ class Rows(Protocol):
 
     def fetch(self, ids: Ids) -> Batch: ...
 
-    def prefetch(self, ids: Ids) -> None:
-        """These samples are needed soon, in this order."""
-        ...
-
 
 class CutRows:
     """Concatenate-and-cut: row i of a shard is its tokens from i * context on.
@@ -91,6 +87,7 @@ class CutRows:
         return shards, (ids - self._first_rows[shards]) * self.context
 
     def prefetch(self, ids: Ids) -> None:
+        """These samples are needed soon, in this order."""
         self._source.prefetch(list(dict.fromkeys(self.locate(ids)[0].tolist())))
 
     def fetch(self, ids: Ids) -> Batch:

@@ -62,6 +62,10 @@ class RunData(Protocol):
         """What decides which tokens a sample holds and when it is read."""
         ...
 
+    def describe(self) -> list[str]:
+        """What is read, in lines for a person."""
+        ...
+
     def report(self) -> dict[str, Any]: ...
 
     def steps(

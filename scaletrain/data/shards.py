@@ -4,7 +4,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, ClassVar, Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -48,7 +48,9 @@ class TokenizerInfo:
 
 
 class Files(Protocol):
-    """Where the bytes of a dataset are: on this disk, or brought to it when they are needed."""
+    """Where the bytes of a dataset are: on this disk, or (`is_remote`) brought to it when they are needed."""
+
+    is_remote: ClassVar[bool]
 
     def tokens(self, shard: Shard) -> tuple[Path, int]:
         """The local file of a shard's tokens, whole, and the byte at which they begin."""
@@ -62,6 +64,10 @@ class Files(Protocol):
         """Begins to bring these shards here, in this order; returns at once."""
         ...
 
+    def prefetch_documents(self, shards: Sequence[Shard]) -> None:
+        """The same for their document ends alone."""
+        ...
+
 
 @dataclass(frozen=True)
 class LocalFiles:
@@ -69,6 +75,7 @@ class LocalFiles:
 
     folder: Path
     dtype: np.dtype[Any]
+    is_remote: ClassVar[bool] = False
 
     def tokens(self, shard: Shard) -> tuple[Path, int]:
         return self.folder / shard.file, HEADER_BYTES
@@ -77,6 +84,9 @@ class LocalFiles:
         return read_ends(self.folder / shard.docs_file, shard.documents)
 
     def prefetch(self, shards: Sequence[Shard]) -> None:
+        pass
+
+    def prefetch_documents(self, shards: Sequence[Shard]) -> None:
         pass
 
 
@@ -125,6 +135,11 @@ def npy_header(dtype: np.dtype[Any], length: int) -> bytes:
     text = f"{{'descr': '{dtype.str}', 'fortran_order': False, 'shape': ({length},), }}"
     # Magic (6), version (2), length (2) and the text are padded to 128 with a newline last; 2**64 items still fit.
     return b"\x93NUMPY\x01\x00" + (118).to_bytes(2, "little") + text.ljust(117).encode("ascii") + b"\n"
+
+
+def npy_bytes(dtype: np.dtype[Any], length: int) -> int:
+    """The size of such a file."""
+    return HEADER_BYTES + length * dtype.itemsize
 
 
 def dataset_fingerprint(
@@ -232,7 +247,7 @@ def read_index(text: bytes, name: str) -> tuple[str, TokenizerInfo, tuple[Shard,
 
 def _check_file(path: Path, dtype: np.dtype[Any], length: int) -> None:
     header = npy_header(dtype, length)
-    expected = len(header) + length * dtype.itemsize
+    expected = npy_bytes(dtype, length)
     try:
         found = path.stat().st_size
         with path.open("rb") as file:

@@ -20,10 +20,6 @@ class MixedRows:
     def __len__(self) -> int:
         return sum(len(part) for part in self.parts if part is not None)
 
-    def prefetch(self, ids: Ids) -> None:
-        for part, _, rows in self._split(ids):
-            part.prefetch(rows)
-
     def fetch(self, ids: Ids) -> Batch:
         """As Rows.fetch, whichever sources the ids name."""
         batch: Batch = {}
@@ -60,9 +56,6 @@ class JoinedRows:
 
     def __len__(self) -> int:
         return int(self._firsts[-1])
-
-    def prefetch(self, ids: Ids) -> None:
-        self._mixed.prefetch(self._named(ids))
 
     def fetch(self, ids: Ids) -> Batch:
         return self._mixed.fetch(self._named(ids))

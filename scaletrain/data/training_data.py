@@ -12,14 +12,14 @@ import xxhash
 from scaletrain.config.data_rules import weights_by_stage
 from scaletrain.config.schema import Data
 from scaletrain.data.announce import announced
+from scaletrain.data.cache_folder import cache_folder
 from scaletrain.data.cache_need import check_cache
 from scaletrain.data.loader import Step, token_steps
 from scaletrain.data.mixture import SOURCE_SHIFT, MixtureOrder, Segment, plan_segments, to_millionths
-from scaletrain.data.opening import cache_folder, check_given, open_data
+from scaletrain.data.opening import check_given, open_data
 from scaletrain.data.order import Order, SampleOrder, Share
 from scaletrain.data.packed_rows import PackedRows
 from scaletrain.data.reader import ShardReader
-from scaletrain.data.remote import is_url
 from scaletrain.data.rows import CutRows, Rows
 from scaletrain.data.shards import Dataset, Split, TokenizerInfo
 from scaletrain.data.sources import JoinedRows, MixedRows
@@ -147,6 +147,11 @@ class TrainingData:
                 found.append((limit, name))
         return min(found) if found else None
 
+    def describe(self) -> list[str]:
+        """As RunData."""
+        train, validation = self.tokens("train"), self.tokens("validation")
+        return [f"data    {self.name}: {train:,} tokens to train on, {validation:,} to validate"]
+
     def report(self) -> dict[str, Any]:
         """What the run reads, by source: tokens, samples, and the shares of padding and of cut documents."""
         shown = {}
@@ -183,7 +188,7 @@ class TrainingData:
         """This rank's steps from sample `start` of the run on; endless."""
         assert position is None  # the start is all that it takes
         steps = token_steps(self.rows("train"), reading.order, share, start=start, pin=pin)
-        names = [name for name, dataset in self.sources.items() if is_url(dataset.name)]
+        names = [name for name, dataset in self.sources.items() if dataset.files.is_remote]
         remote = {name: (self.train[name], self._orders[name]) for name in names}
         window = self.options.shuffle_window_shards or 2
         return announced(steps, reading.order, remote, window, share.global_batch, start) if remote else steps

@@ -12,7 +12,7 @@ from scaletrain.data.audit.fault import Fault
 from scaletrain.data.audit.order import SourceUse, Usage, compute_digests
 from scaletrain.data.mixture import SOURCE_SHIFT
 from scaletrain.data.training_data import TrainingData, open_training_data
-from scaletrain.engine.checkpoint import ADDABLE, MANIFEST, Found, read_manifest
+from scaletrain.engine.checkpoint import MANIFEST, Found, changed_keys, read_manifest
 from scaletrain.engine.history import EVENTS, History, Launch, past_weights, read_events, shown
 from scaletrain.engine.state import RunState
 from scaletrain.errors import CheckpointError
@@ -195,11 +195,7 @@ def _compare_with_events(found: Found, history: History) -> None:
 def _other_data(found: Found, data: TrainingData, history: History) -> bool:
     """Whether the checkpoint is of other data than the recipe names now; each difference is a fault."""
     before, now = found.manifest["data"], json.loads(json.dumps(data.identity()))
-    differing = [
-        key
-        for key in {**before, **now}
-        if before.get(key) != now.get(key) and not (key.startswith(ADDABLE) and (key not in before or key not in now))
-    ]
+    differing = changed_keys(before, now)
     for key in differing:
         right = f"{before.get(key)} as in {found.folder.name}"
         history.faults.append(Fault("recipe.yaml", f"the {key} of its data", right, str(now.get(key))))

@@ -17,7 +17,7 @@ from scaletrain.runtime.files import hash_file, sync_folder, write_json, write_w
 
 FORMAT = 2
 MANIFEST = "manifest.json"
-ADDABLE = "source "  # parts of a mixture: they may come and go at a resume, but never change
+_ADDABLE = "source "  # parts of a mixture: they may come and go at a resume, but never change
 SELF = "manifest_xxh3_128"  # the manifest's key for the hash of all its other values
 _UNFINISHED = ".unfinished-"
 
@@ -245,6 +245,15 @@ def newest_good(root: Path, tell: Callable[[str, str], None]) -> Found | None:
     return None
 
 
+def changed_keys(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """The keys of two identities that may not differ and do."""
+    return [
+        key
+        for key in {**before, **now}
+        if before.get(key) != now.get(key) and not (key.startswith(_ADDABLE) and (key not in before or key not in now))
+    ]
+
+
 def check_identity(found: Found, identity: Identity) -> None:
     """CheckpointError, with every difference, when the checkpoint is of another model, data or layout."""
     rules = {
@@ -256,10 +265,6 @@ def check_identity(found: Found, identity: Identity) -> None:
         before, now = found.manifest[part], json.loads(json.dumps(identity.to_dict()[part]))
         if part == "layout" and before.get("zero_stage") == now.get("zero_stage") == 0:
             now = {**now, "ranks": before.get("ranks")}  # at stage 0 every rank holds the whole state
-        changed = [
-            f"{k} was {before.get(k)}, is {now.get(k)}"
-            for k in {**before, **now}
-            if before.get(k) != now.get(k) and not (k.startswith(ADDABLE) and (k not in before or k not in now))
-        ]
+        changed = [f"{k} was {before.get(k)}, is {now.get(k)}" for k in changed_keys(before, now)]
         if changed:
             raise CheckpointError(f"{found.folder}: {'; '.join(changed)}: {remedy}")

@@ -29,16 +29,6 @@ def make_tokenizer(folder: Path, size: int) -> Path:
     return folder
 
 
-@pytest.fixture(scope="module")
-def small(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return str(make_tokenizer(tmp_path_factory.mktemp("tokenizers") / "small", 1000))
-
-
-@pytest.fixture(scope="module")
-def large(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return str(make_tokenizer(tmp_path_factory.mktemp("tokenizers") / "large", 70_000))
-
-
 def make_documents(count: int, size: int = 1000, seed: int = 0, longest: int = 40) -> Documents:
     """Documents of different lengths, each closed."""
     rng = np.random.default_rng(seed)

@@ -20,18 +20,12 @@ from tests.data.test_foreign import (
     Documents,
     flat,
     make_documents,
-    make_tokenizer,
     stream,
     write_llmc,
     write_megatron,
     write_npy,
     write_raw,
 )
-
-
-@pytest.fixture(scope="module")
-def small(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return str(make_tokenizer(tmp_path_factory.mktemp("tokenizers") / "small", 1000))
 
 
 class Told:

@@ -12,7 +12,6 @@ from tests.data.test_foreign import (
     EOS,
     documents_of,
     make_documents,
-    make_tokenizer,
     open_small,
     write_datatrove,
     write_llmc,
@@ -20,16 +19,6 @@ from tests.data.test_foreign import (
     write_npy,
     write_raw,
 )
-
-
-@pytest.fixture(scope="module")
-def small(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return str(make_tokenizer(tmp_path_factory.mktemp("tokenizers") / "small", 1000))
-
-
-@pytest.fixture(scope="module")
-def large(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return str(make_tokenizer(tmp_path_factory.mktemp("tokenizers") / "large", 70_000))
 
 
 def damage(path: Path, change: Callable[[bytes], bytes]) -> None:

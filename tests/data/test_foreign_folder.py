@@ -14,7 +14,6 @@ from tests.data.test_foreign import (
     ends_of,
     flat,
     make_documents,
-    make_tokenizer,
     stream,
     write_datatrove,
     write_llmc,
@@ -22,11 +21,6 @@ from tests.data.test_foreign import (
     write_npy,
     write_raw,
 )
-
-
-@pytest.fixture(scope="module")
-def small(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return str(make_tokenizer(tmp_path_factory.mktemp("tokenizers") / "small", 1000))
 
 
 @pytest.fixture

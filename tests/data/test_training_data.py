@@ -18,8 +18,9 @@ from scaletrain.data.mixture import SOURCE_SHIFT, MixtureOrder, Segment
 from scaletrain.data.order import Order, Share
 from scaletrain.data.packed_rows import PackedRows
 from scaletrain.data.reader import ARRAYS, ArrayTokens, Ends, ShardReader
+from scaletrain.data.remote_dataset import RemoteFiles
 from scaletrain.data.rows import CutRows
-from scaletrain.data.shards import Dataset, Shard
+from scaletrain.data.shards import DTYPES, Dataset, LocalFiles, Shard
 from scaletrain.data.shuffle import Ids
 from scaletrain.data.training_data import TrainingData, open_training_data
 from scaletrain.errors import DataError
@@ -37,7 +38,8 @@ def remote(name: str, tokens: list[int], validation: tuple[int, ...] = (), docum
         split: tuple(Shard(f"t{n}", f"d{n}", count, documents, 1, "0" * 32, "1" * 32) for n, count in enumerate(counts))
         for split, counts in (("train", tokens), ("validation", validation))
     }
-    return Dataset(name, None, "uint16", TOKENIZER, Path("x"), shards["train"], shards["validation"], "f")  # type: ignore[arg-type]
+    files = RemoteFiles(None, DTYPES["uint16"], documents=False)  # type: ignore[arg-type]
+    return Dataset(name, files, "uint16", TOKENIZER, Path("x"), shards["train"], shards["validation"], "f")
 
 
 def checked(max_gb: float, *datasets: Dataset, **options: Any) -> None:
@@ -56,7 +58,7 @@ def test_a_cache_must_hold_two_windows_of_each_source_as_far_as_it_has_shards() 
     checked(2.1, large, shuffle=False)
     with pytest.raises(DataError, match=r"data.shuffle_window_shards=1 shards of each remote source take: raise it$"):
         checked(1.9, large, shuffle=False)
-    checked(0.001, replace(large, name="/a/folder"))
+    checked(0.001, replace(large, name="/a/folder", files=LocalFiles(Path("/a/folder"), DTYPES["uint16"])))
 
 
 def test_a_full_shuffle_needs_a_cache_for_everything() -> None:

@@ -3,17 +3,16 @@
 import json
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import xxhash
 
+from scaletrain.data.cache_folder import making, writing_cache
 from scaletrain.data.foreign.token_file import Ends, TokenFile, read_tokens, reading
 from scaletrain.data.shards import DOCS_DTYPE, HEADER_BYTES, map_array, npy_header
 from scaletrain.errors import DataError
 from scaletrain.runtime.files import TEMPORARY, sync_folder
-from scaletrain.runtime.locks import locked
 
 _BLOCK = 1 << 22  # tokens searched at once: what bounds the memory
 
@@ -23,33 +22,17 @@ def document_ends(file: TokenFile, eos_id: int, cache: Path) -> Ends:
 
     Made once for a machine: another process that needs them meanwhile waits. Documents without a token are left out.
     """
-    folder = cache / "documents"
-    path = folder / f"{_key(file, eos_id)}.npy"
+    path = cache / "documents" / f"{_key(file, eos_id)}.npy"
     with writing_cache(cache):
         found = _map(path)
         if found is None:
-            folder.mkdir(parents=True, exist_ok=True)
-            lock = path.with_suffix(".lock")
-            with locked(lock):
+            with making(path):
                 found = _map(path)
                 if found is None:
                     _write(path, _checked(file, eos_id))
                     found = _map(path)
-                lock.unlink()
     assert found is not None, "just written"
     return found
-
-
-@contextmanager
-def writing_cache(cache: Path) -> Iterator[None]:
-    """Turns a cache that cannot be written into one DataError line."""
-    try:
-        yield
-    except OSError as error:
-        raise DataError(
-            f"the cache {cache} cannot be written ({error.strerror}): free some space, or set data.cache.dir to "
-            "another folder"
-        ) from error
 
 
 def _key(file: TokenFile, eos_id: int) -> str:

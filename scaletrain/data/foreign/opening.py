@@ -1,16 +1,17 @@
 """Another tool's token files as a dataset: opened where they are, without copying a token."""
 
 import json
-import shutil
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import xxhash
 
+from scaletrain.data.cache_folder import keep_tokenizer, writing_cache
 from scaletrain.data.foreign.datatrove import named_tokenizer, read_datatrove
-from scaletrain.data.foreign.documents import document_ends, writing_cache
+from scaletrain.data.foreign.documents import document_ends
 from scaletrain.data.foreign.folder import Found, find_files, is_foreign
 from scaletrain.data.foreign.llmc import read_llmc
 from scaletrain.data.foreign.megatron import read_megatron
@@ -20,8 +21,6 @@ from scaletrain.data.foreign.token_file import Ends, Given, TokenFile, headerles
 from scaletrain.data.shards import SPLITS, Dataset, Shard, Split
 from scaletrain.data.tokenizer import Tokenizer, load_tokenizer
 from scaletrain.errors import DataError
-from scaletrain.runtime.files import TEMPORARY
-from scaletrain.runtime.locks import locked
 
 __all__ = ["ForeignFiles", "is_foreign", "open_foreign"]
 
@@ -44,6 +43,7 @@ class ForeignFiles:
     files: Mapping[str, TokenFile]
     eos_id: int
     cache: Path
+    is_remote: ClassVar[bool] = False
 
     def tokens(self, shard: Shard) -> tuple[Path, int]:
         file = self.files[shard.file]
@@ -53,6 +53,9 @@ class ForeignFiles:
         return document_ends(self.files[shard.file], self.eos_id, self.cache)
 
     def prefetch(self, shards: Sequence[Shard]) -> None:
+        pass
+
+    def prefetch_documents(self, shards: Sequence[Shard]) -> None:
         pass
 
 
@@ -82,12 +85,14 @@ def open_foreign(
         for split in SPLITS
     }
     kind = next(iter(types))
+    with writing_cache(cache):
+        tokenizer_folder = keep_tokenizer(given.tokenizer, cache)
     return Dataset(
         name=str(path),
         files=ForeignFiles(found.format, files, info.eos_id, cache),
         dtype=kind,
         tokenizer=info,
-        tokenizer_folder=_keep_tokenizer(given.tokenizer, cache),
+        tokenizer_folder=tokenizer_folder,
         train=shards["train"],
         validation=shards["validation"],
         fingerprint=_fingerprint([kind, info.fingerprint, info.vocab_size, info.eos_id], shards, samples),
@@ -118,21 +123,3 @@ def _shard(name: str, file: TokenFile, root: Path) -> Shard:
 def _fingerprint(parts: list[object], shards: dict[Split, tuple[Shard, ...]], samples: list[list[object]]) -> str:
     names = [[shard.file for shard in shards[split]] for split in SPLITS]
     return xxhash.xxh3_128_hexdigest(json.dumps(["foreign", 1, *parts, names, samples]).encode())
-
-
-def _keep_tokenizer(tokenizer: Tokenizer, cache: Path) -> Path:
-    """The tokenizer saved once for a machine, whole or not at all."""
-    folder = cache / "tokenizers" / tokenizer.fingerprint
-    if folder.is_dir():
-        return folder
-    with writing_cache(cache):
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        lock = folder.with_name(folder.name + ".lock")
-        with locked(lock):
-            if not folder.is_dir():
-                unfinished = folder.with_name(folder.name + TEMPORARY)
-                shutil.rmtree(unfinished, ignore_errors=True)
-                tokenizer.save(unfinished)
-                unfinished.rename(folder)
-            lock.unlink()
-    return folder

@@ -10,6 +10,7 @@ import numpy.typing as npt
 import torch
 
 from scaletrain.data.live.documents import Cursor, RankDocuments
+from scaletrain.data.loader import pinned
 from scaletrain.data.rows import IGNORED, Batch
 from scaletrain.data.shards import Tokens
 from scaletrain.data.tokenizer import Tokenizer
@@ -138,4 +139,4 @@ def to_batch(rows: Sequence[Tokens], eos: int, *, document_mask: bool, pin: bool
         batch["labels"] = batch["labels"].masked_fill(is_last_BT, IGNORED)
         # Exclusive: the end-of-text token itself belongs to the document that it ends.
         batch["documents"] = (is_last_BT.cumsum(1) - is_last_BT.long()).to(torch.int32)
-    return {name: values.pin_memory() for name, values in batch.items()} if pin else batch
+    return pinned(batch, pin)

@@ -1,7 +1,5 @@
 """All that a run reads of data.source=huggingface: a stream of text, tokenized while the run trains on it."""
 
-import shutil
-import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -11,12 +9,12 @@ from typing import Any
 import numpy as np
 
 from scaletrain.config.schema import Data
+from scaletrain.data.cache_folder import cache_folder, keep_tokenizer
 from scaletrain.data.live.documents import Cursor, RankDocuments
 from scaletrain.data.live.opening import Source, open_source, split_further
 from scaletrain.data.live.rows import RowPosition, draw_rows, to_batch
 from scaletrain.data.live.validation import HeldOut, read_held_out
 from scaletrain.data.loader import Step
-from scaletrain.data.opening import cache_folder
 from scaletrain.data.order import SampleOrder, Share
 from scaletrain.data.rows import CutRows, Rows
 from scaletrain.data.shards import Split, TokenizerInfo
@@ -107,6 +105,10 @@ class LiveText:
         shown = {"dataset": self.name, "split": live.split, "shards": documents.shards, "shared": documents.is_shared}
         return {"data": {"live": shown}}
 
+    def describe(self) -> list[str]:
+        """As RunData."""
+        return [f"data    {self.name}: {self.options.live.split}", *(f"live    {note}" for note in self.notes())]
+
     def notes(self) -> list[str]:
         """What a person should know before the run, a line each."""
         shards, ranks = self._documents.shards, self.ranks
@@ -190,25 +192,12 @@ def open_live_text(data: Data, seed: int, *, rank: int = 0, ranks: int = 1) -> L
 
 
 def _keep_tokenizer(tokenizer: Tokenizer, cache: Path) -> Path:
-    """The folder in the cache that holds this tokenizer; written whole, by whichever rank comes first."""
-    folder = cache / "tokenizers" / tokenizer.fingerprint
-    if (folder / "tokenizer_config.json").is_file():
-        return folder
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = Path(tempfile.mkdtemp(prefix=".unfinished-", dir=folder.parent))
-        tokenizer.save(unfinished)
-        try:
-            unfinished.rename(folder)
-        except OSError:
-            shutil.rmtree(unfinished)
-            if not (folder / "tokenizer_config.json").is_file():  # another rank's, else the name could not be taken
-                raise
+        return keep_tokenizer(tokenizer, cache)
     except OSError as error:
         raise DataError(
-            f"{error.filename or folder} cannot be written ({error.strerror}): set data.cache.dir to a folder that can"
+            f"{error.filename or cache} cannot be written ({error.strerror}): set data.cache.dir to a folder that can"
         ) from error
-    return folder
 
 
 def _shards(count: int) -> str:
