@@ -67,7 +67,8 @@ def start_pretraining(settled: Settled, peak: Peak, terminal: Terminal, began: f
     )
     engine = Engine(task, settled.deepspeed, recipe.optim, device)
     if found is not None:
-        engine.load(found.folder)
+        engine.load(found.folder, found.manifest["files"])
+    changed = checkpoint.changed_layout(found, settled.identity) if found is not None else None
     hosts = sorted(set(dist.gather(os.uname().nodename)))
     with dist.together():
         sinks = _begin_records(settled, state) if first else []
@@ -81,6 +82,7 @@ def start_pretraining(settled: Settled, peak: Peak, terminal: Terminal, began: f
                 seconds=time.time() - began,
                 sample_digest=state.to_dict()["sample_digest"],
                 **({"checkpoint": found.folder.name} if found else {}),
+                **({"resharded": changed} if changed else {}),
             )
             _record_data(events, state, data, reading, planned)
             if limit is not None:
@@ -90,10 +92,15 @@ def start_pretraining(settled: Settled, peak: Peak, terminal: Terminal, began: f
         progress.say("mixture the weights differ from those so far: they hold from here on")
     if found is not None:
         progress.say(f"resume  from step {state.step:,}, {state.samples_seen:,} samples seen")
+        if changed is not None:
+            progress.say(f"reshard {changed}")
     progress.start(state.step, plan.total_steps)
     share = Share(world.rank, world.size, settled.batch.micro_batch, settled.batch.accumulation)
     position = checkpoint.read_position(found) if found is not None else None
-    stop = StopRequest()
+    stop = StopRequest(folder / "stop" if first else None, began)
+    with dist.together():
+        if stop.remove_old_file():
+            progress.say(f"note    {folder / 'stop'} is older than this launch: removed, not obeyed")
     stop.listen(watch_launcher="CROSS_RANK" in os.environ)  # set by DeepSpeed's launcher alone
     return Trainer(
         recipe=recipe,

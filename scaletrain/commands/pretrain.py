@@ -32,7 +32,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Trains; the exit code of the program: 0 done, 2 the input is at fault, 75 stopped by a signal after saving."""
+    """Trains; the exit code of the program: 0 done, 2 the input is at fault, 75 stopped on request after saving."""
     began = time.time()
     args = parse(argv)
     try:
@@ -150,7 +150,10 @@ def farewell(trainer: "Trainer", stopped: str | None) -> list[str]:
 
     run, where = trainer.recipe.run.dir, step_folder(trainer.checkpoints, trainer.state.step)
     if stopped:
-        return [f"stopped at step {trainer.state.step:,} ({stopped}); saved in {where}; run the same command to go on"]
+        wanted, again = trainer.recipe.train.stop_at_step, "run the same command to go on"
+        if wanted is not None and trainer.state.step >= wanted:  # the same command would stop again
+            again = "raise train.stop_at_step or leave it out to go on"
+        return [f"stopped at step {trainer.state.step:,} ({stopped}); saved in {where}; {again}"]
     return [
         f"done    {trainer.state.step:,} steps, {trainer.state.tokens_seen:,} tokens; saved in {where}",
         f'next    scaletrain generate {run} --prompt "..."   scaletrain export {run} OUT_DIR',

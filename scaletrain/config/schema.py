@@ -175,7 +175,11 @@ class Train(Section):
     max_tokens: Positive | None = None
     """Tokens of the whole run, rounded up to a full step; counted as places of samples: padding too."""
     max_hours: Annotated[Real, Field(gt=0)] | None = None
-    """Wall-clock limit of one launch: saves and exits with code 75 when it is reached."""
+    """Wall-clock limit of one launch, counted from the program's start: saves early enough to exit with code 75 before
+    it is reached, by the longest save and steps so far. Trains one step at least."""
+    stop_at_step: Positive | None = None
+    """Save and exit with code 75 after this step, unless it is the last; the schedule is still that of the whole run. A
+    run that is there or further trains no step."""
     global_batch_size: Positive = 8
     """Samples an optimizer step, over all ranks and accumulation."""
     micro_batch_size: Positive | None = None
@@ -210,6 +214,12 @@ class Checkpoint(Section):
     """Steps between checkpoints; null: only at the end and at a stop."""
     keep_last: Positive = 2
     """Newest checkpoints that stay on disk."""
+    keep_every_steps: Positive | None = None
+    """Checkpoints of these steps stay for ever, such as 10000: those of steps 10,000, 20,000 ..."""
+    background: bool = True
+    """Copy the state to host memory and write it while training goes on; false: training waits for the disk."""
+    on_failure: Literal["stop", "continue"] = "stop"
+    """What to do when a checkpoint cannot be written: stop, or train on and try again when the next one is due."""
     resume: Literal["auto", "never"] = "auto"
     """auto: go on from the newest good checkpoint of run.dir; never: error if there is one."""
 

@@ -2,8 +2,11 @@
 
 import json
 import shutil
+import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -15,26 +18,29 @@ from scaletrain.errors import CheckpointError
 from scaletrain.runtime import dist
 from scaletrain.runtime.files import hash_file, sync_folder, write_json, write_whole
 
-FORMAT = 2
+FORMAT = 3
 MANIFEST = "manifest.json"
 _ADDABLE = "source "  # parts of a mixture: they may come and go at a resume, but never change
 SELF = "manifest_xxh3_128"  # the manifest's key for the hash of all its other values
 _UNFINISHED = ".unfinished-"
 
 
+Files = dict[str, tuple[int, str]]  # name -> (bytes, xxh3)
+
+
 class Saves(Protocol):
     """What can be checkpointed: the engine, seen from here."""
 
-    def save(self, folder: Path) -> dict[str, tuple[int, str]]: ...
-    def load(self, folder: Path) -> None: ...
+    def writer(self, *, copy: bool) -> Callable[[Path], Files]: ...
+    def load(self, folder: Path, files: Iterable[str]) -> None: ...
 
 
 @dataclass(frozen=True)
 class Identity:
     """What a checkpoint belongs to. A run may only resume from one of the same identity.
 
-    `layout` is what DeepSpeed's files depend on (ranks, ZeRO stage, precision); `model` the architecture; `data` what
-    decides which samples are read (dataset and tokenizer fingerprints, context length, seed, shuffle).
+    `layout` tells how the state was held (ranks, ZeRO stage, precision) and may change; `model` is the architecture,
+    `data` what decides which samples are read (dataset and tokenizer fingerprints, context length, seed, shuffle).
     """
 
     layout: Mapping[str, Any]
@@ -74,6 +80,90 @@ def step_folder(root: Path, step: int) -> Path:
     return root / f"step-{step:08d}"
 
 
+@dataclass(frozen=True)
+class Pending:
+    """A checkpoint that is being written; finish() makes it count. `stall`: seconds that training waited so far."""
+
+    root: Path
+    state: RunState
+    identity: Identity
+    extra: Mapping[str, Any]
+    mine: Future[Files]
+    began: float
+    stall: float
+
+    @property
+    def is_written(self) -> bool:
+        """Whether this rank's files are on the disk, or have failed."""
+        return self.mine.done()
+
+
+def begin(
+    root: Path,
+    engine: Saves,
+    state: RunState,
+    identity: Identity,
+    extra: Mapping[str, Any],
+    position: Mapping[str, Any] | None = None,
+    *,
+    background: bool = False,
+) -> Pending:
+    """Starts checkpoint `step` below `root`; all ranks call it, and one at a time.
+
+    `extra` goes into the manifest; `position` is this rank's place in a live source (see read_position). In the
+    background a thread writes a copy of the state in host memory, and training may go on at once; else all is written
+    when this returns. Raises CheckpointError on every rank when the folder cannot be made.
+    """
+    began = time.perf_counter()
+    unfinished = _unfinished_folder(root, state)
+    with _telling_disk_faults(root, state), dist.together():
+        if dist.rank() == 0:
+            shutil.rmtree(unfinished, ignore_errors=True)
+            unfinished.mkdir(parents=True)
+    write = engine.writer(copy=background)
+
+    def work() -> Files:
+        files = write(unfinished)
+        if position is not None:
+            name = _position_file(dist.rank())
+            write_json(unfinished / name, position)
+            files[name] = (unfinished / name).stat().st_size, hash_file(unfinished / name)
+        return files
+
+    mine: Future[Files] = Future()
+    if background:
+        threading.Thread(target=_settle, args=(mine, work), name="checkpoint", daemon=True).start()
+    else:
+        _settle(mine, work)
+    return Pending(root, state, identity, extra, mine, began, time.perf_counter() - began)
+
+
+def finish(pending: Pending) -> dict[str, Any]:
+    """Waits until all ranks have written, and makes the checkpoint count. Returns folder name, bytes and seconds.
+
+    When each file is on the disk rank 0 writes the manifest, renames the folder, and points `latest` at it. Whatever
+    interrupts this, the earlier checkpoints stay whole and this one either exists whole or does not exist. All ranks
+    call it; raises CheckpointError on every rank when one could not write.
+    """
+    root, state, waiting = pending.root, pending.state, time.perf_counter()
+    unfinished, final = _unfinished_folder(root, state), step_folder(root, state.step)
+    mine: Files = {}
+    with _telling_disk_faults(root, state):
+        with dist.together():
+            mine = pending.mine.result()
+        files = {name: record for part in dist.gather(mine) for name, record in part.items()}
+        with dist.together():
+            if dist.rank() == 0:
+                _commit(unfinished, final, files, state, pending.identity, pending.extra)
+    now = time.perf_counter()
+    return {
+        "checkpoint": final.name,
+        "bytes": sum(b for b, _ in files.values()),
+        "seconds": now - pending.began,
+        "stall_seconds": pending.stall + now - waiting,
+    }
+
+
 def save(
     root: Path,
     engine: Saves,
@@ -82,46 +172,34 @@ def save(
     extra: Mapping[str, Any],
     position: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Writes checkpoint `step` below `root`; all ranks call it. Returns folder name, bytes and seconds.
+    """begin and finish at once: what finish() returns, when the checkpoint is on the disk."""
+    return finish(begin(root, engine, state, identity, extra, position))
 
-    `extra` goes into the manifest; `position` is this rank's place in a live source (see read_position).
 
-    All ranks write into a folder of another name; when each file is on the disk rank 0 writes the manifest, renames the
-    folder, and points `latest` at it. Whatever interrupts this, the earlier checkpoints stay whole and this one either
-    exists whole or does not exist. Raises CheckpointError on every rank when one cannot write.
-    """
-    began = time.perf_counter()
-    final = step_folder(root, state.step)
-    unfinished = root / f"{_UNFINISHED}{final.name}"
+def _settle(future: Future[Files], work: Callable[[], Files]) -> None:
     try:
-        with dist.together():
-            if dist.rank() == 0:
-                shutil.rmtree(unfinished, ignore_errors=True)
-                unfinished.mkdir(parents=True)
-        mine: dict[str, tuple[int, str]] = {}
-        with dist.together():
-            mine = engine.save(unfinished)
-            if position is not None:
-                name = _position_file(dist.rank())
-                write_json(unfinished / name, position)
-                mine[name] = (unfinished / name).stat().st_size, hash_file(unfinished / name)
-        files = {name: record for part in dist.gather(mine) for name, record in part.items()}
-        with dist.together():
-            if dist.rank() == 0:
-                _commit(unfinished, final, files, state, identity, extra)
+        future.set_result(work())
+    except BaseException as error:  # noqa: BLE001  raised by finish(), on the training thread
+        future.set_exception(error)
+
+
+def _unfinished_folder(root: Path, state: RunState) -> Path:
+    return root / f"{_UNFINISHED}{step_folder(root, state.step).name}"
+
+
+@contextmanager
+def _telling_disk_faults(root: Path, state: RunState) -> Iterator[None]:
+    """A disk's error, which all ranks raise, as the line that a user needs; what was written is removed."""
+    try:
+        yield
     except OSError as error:
         if dist.rank() == 0:
-            shutil.rmtree(unfinished, ignore_errors=True)
+            shutil.rmtree(_unfinished_folder(root, state), ignore_errors=True)
         kept = latest_name(root)
         raise CheckpointError(
-            f"{final}: checkpoint not written ({error.strerror or error}): free space there and run again; "
-            + (f"{kept} is whole" if kept else "there is no earlier one")
+            f"{step_folder(root, state.step)}: checkpoint not written ({error.strerror or error}): free space there "
+            "and run again; " + (f"{kept} is whole" if kept else "there is no earlier one")
         ) from error
-    return {
-        "checkpoint": final.name,
-        "bytes": sum(b for b, _ in files.values()),
-        "seconds": time.perf_counter() - began,
-    }
 
 
 def _commit(
@@ -170,11 +248,15 @@ def set_aside(root: Path, names: Sequence[str]) -> None:
         (root / name).rename(target)
 
 
-def clean(root: Path, keep_last: int | None = None) -> list[str]:
-    """Removes what a killed save left and, with `keep_last`, all but the newest checkpoints. Rank 0 only."""
+def clean(root: Path, keep_last: int | None = None, keep_every: int | None = None) -> list[str]:
+    """Removes what a killed save left and, with `keep_last`, all but the newest checkpoints. Rank 0 only.
+
+    Those of steps that are multiples of `keep_every` stay.
+    """
     gone = [p for p in root.glob(f"{_UNFINISHED}*") if p.is_dir()]
     if keep_last is not None:
-        gone += sorted(p for p in root.glob("step-*") if p.is_dir())[:-keep_last]
+        older = sorted(p for p in root.glob("step-*") if p.is_dir())[:-keep_last]
+        gone += [p for p in older if not keep_every or int(p.name.removeprefix("step-")) % keep_every]
     for folder in gone:
         shutil.rmtree(folder, ignore_errors=True)
     return [folder.name for folder in gone]
@@ -255,16 +337,21 @@ def changed_keys(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]
 
 
 def check_identity(found: Found, identity: Identity) -> None:
-    """CheckpointError, with every difference, when the checkpoint is of another model, data or layout."""
+    """CheckpointError, with every difference, when the checkpoint is of another model or of other data."""
     rules = {
         "model": "the model changed: resume with the recipe that began the run, or choose a new run.dir",
         "data": "the data changed: resume with the dataset that began the run, or choose a new run.dir",
-        "layout": "resume with the same ranks, ZeRO stage and precision, or choose a new run.dir",
     }
     for part, remedy in rules.items():
-        before, now = found.manifest[part], json.loads(json.dumps(identity.to_dict()[part]))
-        if part == "layout" and before.get("zero_stage") == now.get("zero_stage") == 0:
-            now = {**now, "ranks": before.get("ranks")}  # at stage 0 every rank holds the whole state
-        changed = [f"{k} was {before.get(k)}, is {now.get(k)}" for k in changed_keys(before, now)]
-        if changed:
+        if changed := _differences(found, identity, part):
             raise CheckpointError(f"{found.folder}: {'; '.join(changed)}: {remedy}")
+
+
+def changed_layout(found: Found, identity: Identity) -> str | None:
+    """What differs in how the state was held, such as "ranks was 2, is 1"; None: nothing."""
+    return "; ".join(_differences(found, identity, "layout")) or None
+
+
+def _differences(found: Found, identity: Identity, part: str) -> list[str]:
+    before, now = found.manifest[part], json.loads(json.dumps(identity.to_dict()[part]))
+    return [f"{k} was {before.get(k)}, is {now.get(k)}" for k in changed_keys(before, now)]

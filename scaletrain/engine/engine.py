@@ -2,9 +2,9 @@
 
 import os
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +15,8 @@ from torch import nn
 from scaletrain.config.deepspeed import offloads_optimizer
 from scaletrain.config.schema import Optim
 from scaletrain.data.rows import Batch
-from scaletrain.engine.files import HashedWriter
-from scaletrain.errors import ConfigError
+from scaletrain.engine import fragments, state_files
+from scaletrain.errors import CheckpointError, ConfigError
 from scaletrain.model.init import whole_parameter
 from scaletrain.optim.groups import parameter_groups
 from scaletrain.runtime import dist
@@ -56,18 +56,19 @@ class Engine:
         # ... and in fp16 it tells the norm of the gradients as they are scaled against underflow.
         self._scaled_norm = self._zero_stage == 0 and bool(config.get("fp16", {}).get("enabled"))
         self._skipped = 0
-        self._files = HashedWriter()
         try:
-            self._engine, self.group_names = _initialize(task, config, optim, device)
+            self._engine = _initialize(task, config, optim, device)
         except ValidationError as error:  # ranges and cross-field rules of DeepSpeed's own config classes
             first = error.errors()[0]
             name = ".".join(map(str, first["loc"])) or error.title
             raise ConfigError(
                 f"DeepSpeed refuses {name}={first['input']!r} ({first['msg']}): change it in the DeepSpeed file"
             ) from error
-        self._engine.checkpoint_engine = _checkpoint_engine(self._files)
-        # DeepSpeed's recovery scripts would be copied past our writer; `scaletrain export` is in their place.
-        self._engine._copy_recovery_script = lambda save_path: None
+
+        self._host: torch.Tensor | None = None  # the state's copy in host memory, see writer
+        module = self._engine.module
+        self._shapes = {name: list(getattr(p, "ds_shape", p.shape)) for name, p in module.named_parameters()}
+        self._tied = _tied_names(module)
 
     @property
     def skipped_steps(self) -> int:
@@ -120,25 +121,66 @@ class Engine:
         self._engine.eval()
         return self._task.loss_sums(self._engine, self._to_device(batch))
 
-    def save(self, folder: Path) -> dict[str, tuple[int, str]]:
-        """Writes this rank's files into `folder` (all ranks call it): name -> (bytes, xxh3) of those of this rank."""
-        self._files.forget()
-        # universal_checkpoint_info is what DeepSpeed's converter needs to reshard these files for other ranks later.
-        client = {"universal_checkpoint_info": {"universal_checkpoint_version": 0.2}, "groups": self.group_names}
-        self._engine.save_checkpoint(str(folder.parent), tag=folder.name, client_state=client, save_latest=False)
-        return self._files.written(folder)
+    def writer(self, *, copy: bool) -> Callable[[Path], dict[str, tuple[int, str]]]:
+        """What writes this rank's part of the state into a folder, and tells the file's name, bytes and xxh3.
 
-    def load(self, folder: Path) -> None:
-        """Reads weights and optimizer state back; the files must be of as many ranks and of the same ZeRO stage.
-
-        The optimizer's settings stay the recipe's: DeepSpeed would put those of the checkpoint in their place.
+        With `copy` it writes a copy in host memory, made now, so that training may go on while it works (the memory is
+        kept for the next one: one writer at a time). Without, the state as it is then.
         """
-        groups = self._engine.optimizer.param_groups
-        settings = [{k: v for k, v in group.items() if k != "params"} for group in groups]
-        path, _ = self._engine.load_checkpoint(str(folder.parent), tag=folder.name)
-        assert path is not None, folder
-        for group, setting in zip(self._engine.optimizer.param_groups, settings, strict=True):
-            group.update(setting)
+        held = fragments.pieces(self._engine, self._zero_stage)
+        if self._zero_stage == 0:
+            held = fragments.share(held, dist.rank(), dist.size())
+        entries = [
+            state_files.Entry(kind, piece.name, piece.start, values)
+            for kind in fragments.KINDS
+            for piece in held
+            if (values := fragments.values(self._engine, piece, kind)) is not None
+        ]
+        metadata = {
+            "shapes": self._shapes,
+            "tied": self._tied,
+            "steps": fragments.steps(self._engine, held),
+            "scaler": fragments.read_scaler(self._engine),
+        }
+        if copy:
+            entries = self._copied(entries)
+        name = state_files.file_name(dist.rank(), dist.size())
+        return lambda folder: {name: state_files.write_entries(folder / name, entries, metadata)}
+
+    def _copied(self, entries: list[state_files.Entry]) -> list[state_files.Entry]:
+        total = sum(entry.values.numel() for entry in entries)
+        if self._host is None or self._host.numel() != total:
+            self._host = torch.empty(total, dtype=torch.float32, pin_memory=self._device.type == "cuda")
+        copies = torch.split(self._host, [entry.values.numel() for entry in entries])
+        for entry, copy in zip(entries, copies, strict=True):
+            copy.copy_(entry.values, non_blocking=True)
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
+        return [replace(entry, values=copy) for entry, copy in zip(entries, copies, strict=True)]
+
+    def load(self, folder: Path, files: Iterable[str]) -> None:
+        """Takes this rank's part of the weights and of the optimizer's state from the `files` of a checkpoint.
+
+        They may be of any number of ranks, any ZeRO stage and any precision. The optimizer's settings stay the
+        recipe's. All ranks call it; CheckpointError when something is missing.
+        """
+        saved = state_files.StateFiles(folder, files)
+        held = fragments.pieces(self._engine, self._zero_stage)
+        with dist.together():
+            for name, shape in self._shapes.items():
+                if saved.shapes.get(name) != shape:
+                    raise CheckpointError(
+                        f"{folder}: {name} has the shape {saved.shapes.get(name)}, the model's is {shape}: the "
+                        "checkpoint is of another model; choose a new run.dir"
+                    )
+            fragments.begin_state(self._engine, held, saved.steps)
+            for piece in held:
+                for kind in fragments.KINDS:
+                    values = fragments.values(self._engine, piece, kind)
+                    if values is not None and (kind == fragments.WEIGHT or piece.name in saved.steps):
+                        saved.fill(kind, piece.name, piece.start, values)
+        fragments.write_scaler(self._engine, saved.scaler)
+        fragments.refresh(self._engine, self._zero_stage)
 
     def _to_device(self, batch: Batch) -> Batch:
         if self._device.type == "cpu":
@@ -146,8 +188,8 @@ class Engine:
         return {name: tensor.to(self._device, non_blocking=True) for name, tensor in batch.items()}
 
 
-def _initialize(task: Task, config: dict[str, Any], optim: Optim, device: torch.device) -> tuple[Any, list[list[str]]]:
-    """Model and optimizer in DeepSpeed's hands, and the parameter names of each optimizer group."""
+def _initialize(task: Task, config: dict[str, Any], optim: Optim, device: torch.device) -> Any:
+    """Model and optimizer in DeepSpeed's hands."""
     prepare_process(device)
     import deepspeed  # costs a second: a recipe with a fault is refused before
 
@@ -162,10 +204,11 @@ def _initialize(task: Task, config: dict[str, Any], optim: Optim, device: torch.
         model = task.build_model()
     task.initialise(model, _gather_partitioned if stage3 else whole_parameter)
     groups = parameter_groups(model, optim.weight_decay)
-    names = [group.pop("param_names") for group in groups]
+    for group in groups:
+        del group["param_names"]
     engine, *_ = deepspeed.initialize(model=model, optimizer=_optimizer(groups, config, optim), config=config)
     _forget_first_step(engine.basic_optimizer)
-    return engine, names
+    return engine
 
 
 def _optimizer(groups: list[dict[str, Any]], config: dict[str, Any], optim: Optim) -> torch.optim.Optimizer:
@@ -196,23 +239,11 @@ def _gather_partitioned(parameter: nn.Parameter) -> Iterator[bool]:
         yield dist.rank() == 0
 
 
-def _checkpoint_engine(files: HashedWriter) -> Any:
-    """DeepSpeed's writer seam, with our hashed and synced files behind it."""
-    from deepspeed.runtime.checkpoint_engine.checkpoint_engine import CheckpointEngine
-
-    class HashedCheckpointEngine(CheckpointEngine):  # type: ignore[misc]
-        def create(self, info: Any) -> None: ...
-
-        def save(self, state_dict: Any, path: str) -> None:
-            files.save(state_dict, Path(path))
-
-        def load(self, path: str, map_location: Any = None) -> Any:
-            return torch.load(path, map_location=map_location, weights_only=False)
-
-        def commit(self, info: Any) -> bool:
-            return True
-
-    return HashedCheckpointEngine()
+def _tied_names(module: nn.Module) -> dict[str, str]:
+    """The further names of parameters that have several, and the name that each is known by."""
+    first: dict[nn.Parameter, str] = {}
+    every = [(name, first.setdefault(p, name)) for name, p in module.named_parameters(remove_duplicate=False)]
+    return {name: known for name, known in every if name != known}
 
 
 def prepare_process(device: torch.device) -> None:

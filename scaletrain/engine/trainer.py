@@ -13,15 +13,15 @@ from scaletrain.config.schema import Recipe
 from scaletrain.data.loader import Step
 from scaletrain.data.rows import Rows
 from scaletrain.engine import checkpoint
-from scaletrain.engine.checkpoint import Identity
+from scaletrain.engine.checkpoint import Identity, Pending
 from scaletrain.engine.engine import Engine, StepResult
 from scaletrain.engine.evaluate import evaluate
 from scaletrain.engine.plan import Plan
 from scaletrain.engine.state import RunState
-from scaletrain.errors import ScaleTrainError
+from scaletrain.errors import CheckpointError, ScaleTrainError
 from scaletrain.optim.schedule import lr_at
 from scaletrain.runtime import dist
-from scaletrain.runtime.stop import StopRequest
+from scaletrain.runtime.stop import StopRequest, TimeLimit
 from scaletrain.tasks.task import Task
 from scaletrain.track.meter import Meter, peak_memory_bytes
 from scaletrain.track.progress import RunProgress
@@ -56,6 +56,8 @@ class Trainer:
     record: Mapping[str, Any] | None = None  # what a checkpoint must say of the data's order, see Reading.record
     saved_step: int | None = None  # of the checkpoint at hand
     evaluated_step: int | None = None  # of the last evaluation in metrics.jsonl
+    _limit: TimeLimit | None = None
+    _pending: Pending | None = None  # the checkpoint that is being written
     _fault: OSError | None = None
     _data_fault: ScaleTrainError | None = None
     _digest: int = 0  # of the samples that this rank read since the last save
@@ -67,19 +69,23 @@ class Trainer:
 
     def run(self) -> str | None:
         """Trains to the end or to a stop. Returns None at the end, else why it stopped; either way all is saved."""
-        limit = self.recipe.train.max_hours
-        deadline = time.monotonic() + limit * 3600 if limit else None
+        if hours := self.recipe.train.max_hours:
+            self._limit = TimeLimit(hours * 3600, time.monotonic() - (time.time() - self.stop.launched))
         loader = self.open_loader(self.state.samples_seen)
-        stopped = None
+        if stopped := self._stop_step_reached():
+            stopped += " already, no step was trained"
         self._evaluate_if(due=self._due(self.recipe.evaluate.every_steps))  # a kill came between the save and this
         try:
             while self.state.step < self.plan.total_steps and stopped is None:
-                late = deadline is not None and time.monotonic() >= deadline
+                late = self._limit is not None and self._limit.is_reached(time.monotonic())
                 stopped = self._step(loader, late)
         finally:
             loader.close()
-        self._save_if(due=True)
+        self._save_if(due=True, wait=True)
         self._evaluate_if(due=stopped is None)
+        if stopped:
+            with self._noting_faults():
+                self.stop.remove_file()
         self._record("stop" if stopped else "end", **({"reason": stopped} if stopped else {}))
         # All wait for rank 0's last lines: a launcher ends the ranks that are left as soon as one exits.
         (faults,) = dist.sum_integers([self._fault is not None])
@@ -100,9 +106,12 @@ class Trainer:
         mine = sum(self.task.weight(batch) for batch in step.batches)
         # The one exchange a step on the host: all ranks learn the divisor, and whether any should stop, cannot write or
         # cannot read.
-        flags = [self.stop.reason is not None, late, self._fault is not None, self._data_fault is not None]
-        weight, signals, deadlines, faults, data_faults = dist.sum_integers([mine, *flags])
+        written = self._pending is not None and self._pending.is_written
+        flags = [self.stop.reason is not None, late, self._fault is not None, self._data_fault is not None, written]
+        weight, signals, deadlines, faults, data_faults, saved = dist.sum_integers([mine, *flags])
         self._share_faults(faults)
+        if saved == dist.size():
+            self._finish_save()
         self._save_and_share(data_faults)
         lr = lr_at(self.state.step, self.recipe.optim, self.plan.total_steps)
         result = self.engine.train_step(step.batches, lr, weight)
@@ -112,11 +121,18 @@ class Trainer:
         self._report(result, lr, began, waited)
         self._save_if(due=self._due(self.recipe.checkpoint.every_steps))
         if signals:
-            return self.stop.reason or "signal on another rank"
+            return self.stop.reason or "asked for on another rank"
         if deadlines:
-            return f"train.max_hours={self.recipe.train.max_hours:g} is over"
+            return f"train.max_hours={self.recipe.train.max_hours:g} is over but for the time to save"
         self._evaluate_if(due=self._due(self.recipe.evaluate.every_steps))
-        return None
+        return self._stop_step_reached()
+
+    def _stop_step_reached(self) -> str | None:
+        """The reason to stop that all ranks see without a word: the recipe's step, unless the run is at its end."""
+        wanted = self.recipe.train.stop_at_step
+        if wanted is None or not wanted <= self.state.step < self.plan.total_steps:
+            return None
+        return f"train.stop_at_step={wanted} is reached"
 
     def _read(self, loader: Steps) -> Step:
         try:
@@ -128,7 +144,7 @@ class Trainer:
     def _save_and_share(self, data_faults: int) -> None:
         """Data that cannot be read ends the run on every rank, with the work saved."""
         if data_faults:
-            self._save_if(due=self.state.step > 0)
+            self._save_if(due=self.state.step > 0, wait=True)
             with dist.together():
                 if self._data_fault is not None:
                     raise self._data_fault
@@ -163,13 +179,14 @@ class Trainer:
     def _evaluate_if(self, *, due: bool) -> None:
         if not due or self.validation is None or self.evaluated_step == self.state.step:
             return
+        self._finish_save()  # an evaluation may be long: a kill in it should not cost the checkpoint before it
         began = time.perf_counter()
         wanted = self.recipe.evaluate
         size = wanted.batch_size or self.plan.micro_batch
         try:
             found = evaluate(self.engine, self.task, self.validation, size, wanted.max_samples)
         except ScaleTrainError:  # on all ranks at once: data that cannot be read
-            self._save_if(due=self.state.step > 0)
+            self._save_if(due=self.state.step > 0, wait=True)
             raise
         self.evaluated_step = self.state.step
         self._write({f"eval_{name}": value for name, value in found.items()})
@@ -179,22 +196,50 @@ class Trainer:
             + "  ".join(f"{k.replace('_', ' ')} {v:.4f}" for k, v in found.items())
         )
 
-    def _save_if(self, *, due: bool) -> None:
-        if not due or self.saved_step == self.state.step:
+    def _save_if(self, *, due: bool, wait: bool = False) -> None:
+        """Begins a checkpoint if one is due and this step has none; with `wait` it is on the disk afterwards."""
+        if due and self.saved_step != self.state.step:
+            self._finish_save()  # one at a time: a slow disk holds training back
+            extra = {"recipe": self.recipe.model_dump(mode="json"), "time": time.time(), "reading": self.record}
+            (digest,) = dist.sum_modulo([self._digest])
+            self.state, self._digest = self.state.with_samples(digest), 0
+            with self._policy_for_failed_saves(must=wait):
+                self._pending = checkpoint.begin(
+                    self.checkpoints, self.engine, self.state, self.identity, extra, self._position,
+                    background=self.recipe.checkpoint.background and not wait,
+                )  # fmt: skip
+                self.saved_step = self.state.step
+        if wait or not self.recipe.checkpoint.background:
+            self._finish_save(must=wait)
+
+    def _finish_save(self, *, must: bool = False) -> None:
+        """Makes the checkpoint that is being written count, once all ranks have written it."""
+        if (pending := self._pending) is None:
             return
-        extra = {"recipe": self.recipe.model_dump(mode="json"), "time": time.time(), "reading": self.record}
-        (digest,) = dist.sum_modulo([self._digest])
-        self.state, self._digest = self.state.with_samples(digest), 0
-        saved = checkpoint.save(self.checkpoints, self.engine, self.state, self.identity, extra, self._position)
-        self.saved_step = self.state.step
-        self._record(
-            "checkpoint",
-            **saved,
-            samples_seen=self.state.samples_seen,
-            sample_digest=self.state.to_dict()["sample_digest"],
-        )
-        if dist.rank() == 0:
-            checkpoint.clean(self.checkpoints, self.recipe.checkpoint.keep_last)
+        self._pending = None
+        with self._policy_for_failed_saves(must=must):
+            saved = checkpoint.finish(pending)
+            if self._limit is not None:
+                self._limit.note_save(saved["seconds"])
+            state = pending.state.to_dict()
+            with self._noting_faults():
+                counters = {name: state[name] for name in ("samples_seen", "sample_digest")}
+                self.events.write("checkpoint", pending.state.step, **saved, **counters)
+            if dist.rank() == 0:
+                wanted = self.recipe.checkpoint
+                checkpoint.clean(self.checkpoints, wanted.keep_last, wanted.keep_every_steps)
+
+    @contextmanager
+    def _policy_for_failed_saves(self, *, must: bool) -> Iterator[None]:
+        """A checkpoint that cannot be written ends the run, on all ranks, unless the recipe has it continue."""
+        try:
+            yield
+        except CheckpointError as error:
+            if must or self.recipe.checkpoint.on_failure == "stop":
+                raise
+            self.saved_step = None
+            self._record("checkpoint_failed", reason=str(error))
+            self.progress.say(f"warning {error}; training goes on, as checkpoint.on_failure=continue asks")
 
     def _write(self, values: dict[str, Any]) -> None:
         with self._noting_faults():

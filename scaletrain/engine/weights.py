@@ -1,15 +1,13 @@
 """The float32 weights of a checkpoint, whole, on one process: for export, generation and evaluation."""
 
-import contextlib
-import io
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from scaletrain.engine.checkpoint import MANIFEST, Found, damage, newest_good, read_manifest
+from scaletrain.engine.state_files import StateFiles
 from scaletrain.errors import CheckpointError
 
 
@@ -38,25 +36,10 @@ def find_checkpoint(path: Path, tell: Callable[[str, str], None] = lambda name, 
 
 
 def read_weights(found: Found) -> dict[str, torch.Tensor]:
-    """Parameter name -> float32 tensor on the CPU; the master weights where the optimizer kept some.
+    """Parameter name -> float32 master weights on the CPU; tied weights under each of their names, sharing memory.
 
-    Memory: about twice the float32 weights while DeepSpeed's shards are merged.
+    Memory: once the float32 weights; the files are mapped.
     """
-    if found.manifest["layout"]["zero_stage"] == 0:
-        return _replicated(found.folder)
-    from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
-
-    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):  # its bars and lines
-        state = get_fp32_state_dict_from_zero_checkpoint(str(found.folder.parent), tag=found.folder.name)
-    return {name: tensor.float() for name, tensor in state.items()}
-
-
-def _replicated(folder: Path) -> dict[str, torch.Tensor]:
-    """Stage 0 keeps one file: weights by name, and under bf16 the float32 masters in the order of the groups."""
-    file: dict[str, Any] = torch.load(folder / "mp_rank_00_model_states.pt", map_location="cpu", weights_only=False)
-    module: dict[str, torch.Tensor] = file["module"]
-    names = [name for group in file["groups"] for name in group]
-    masters = [tensor for group in (file["optimizer"] or {}).get("fp32_groups") or [] for tensor in group]
-    # Tied weights stand under several names in `module` and share their memory; a master goes to all of them.
-    by_memory = {module[name].data_ptr(): master.detach() for name, master in zip(names, masters, strict=bool(masters))}
-    return {name: by_memory.get(tensor.data_ptr(), tensor).float() for name, tensor in module.items()}
+    saved = StateFiles(found.folder, found.manifest["files"])
+    weights = {name: saved.weight(name) for name in saved.shapes}
+    return weights | {name: weights[known] for name, known in saved.tied.items()}

@@ -6,38 +6,101 @@ import time
 from pathlib import Path
 from types import FrameType
 
+_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)  # the last as SLURM's --signal=USR1@120 sends it
 _GRACE_SECONDS = 3.0  # launchers repeat a terminal's Ctrl-C as SIGTERM: that is still the first request
+_FILE_SECONDS = 1.0  # between two looks for the stop file, which may lie on a slow network file system
 
 
 class StopRequest:
-    """Remembers the first SIGTERM or SIGINT. A further one, three seconds later, ends the process at once.
+    """Remembers the first SIGTERM, SIGINT or SIGUSR1. A further one, three seconds later, ends the process at once.
 
     `deepspeed` passes no signal on: killed, it would leave its ranks training with nobody to end them. With
     `watch_launcher` the loss of the parent (launch.py) or of its parent (deepspeed) is a request too.
+
+    `file`, which one rank alone gives, is a request when it exists. `launched`: time.time() of the program's start.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, file: Path | None = None, launched: float | None = None) -> None:
+        self.launched = time.time() if launched is None else launched
         self._signal: str | None = None
         self._since = 0.0
         self._launchers: tuple[int, int] | None = None
+        self._file = file
+        self._file_found = False
+        self._looked = -_FILE_SECONDS
 
     def listen(self, *, watch_launcher: bool) -> None:
-        for number in (signal.SIGTERM, signal.SIGINT):
+        for number in _SIGNALS:
             signal.signal(number, self._note)
         self._launchers = _launchers() if watch_launcher else None
 
     @property
     def reason(self) -> str | None:
         """Why this rank wants to stop; None: it does not."""
-        if self._signal is None and self._launchers is not None and _launchers() != self._launchers:
+        if self._signal is not None:
+            return self._signal
+        if self._launchers is not None and _launchers() != self._launchers:
             return "the launcher is gone"
-        return self._signal
+        return f"{self._file} was found" if self._finds_file() else None
+
+    def remove_old_file(self) -> bool:
+        """Removes a stop file that was written before this launch, which it cannot mean; whether there was one."""
+        if self._file is None or not self._file.is_file() or self._file.stat().st_mtime >= self.launched:
+            return False
+        self._file.unlink()
+        return True
+
+    def remove_file(self) -> None:
+        """Once the request is obeyed: the next launch is to train."""
+        if self._file is not None and self._file.is_file():
+            self._file.unlink()
+
+    def _finds_file(self) -> bool:
+        now = time.monotonic()
+        if self._file is not None and not self._file_found and now - self._looked >= _FILE_SECONDS:
+            self._looked = now
+            self._file_found = self._file.is_file()
+        return self._file_found
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         if self._signal is None:
             self._signal, self._since = signal.Signals(number).name, time.monotonic()
         elif time.monotonic() - self._since > _GRACE_SECONDS:
             os._exit(128 + number)
+
+
+class TimeLimit:
+    """When to stop so that the last step and its save end within `seconds` after `began`.
+
+    Times are seconds of one clock. What the loop still does once it has passed a look without stopping: what it does
+    between two looks (a step, an evaluation and a save may be due), then the step after which it stops, then the save.
+    """
+
+    def __init__(self, seconds: float, began: float) -> None:
+        self._seconds, self._end = seconds, began + seconds
+        self._save = min(30.0, 0.05 * seconds)  # a guess, until one is measured
+        self._measured = 0.0
+        self._looked: float | None = None
+        self._last = self._longest = 0.0
+
+    def note_save(self, seconds: float) -> None:
+        """A save took so long; the last one may take half as long again as the longest."""
+        self._measured = max(self._measured, seconds)
+        self._save = 1.5 * self._measured
+
+    @property
+    def reserve(self) -> float:
+        """Seconds before the end at which to stop."""
+        margin = min(5.0, 0.01 * self._seconds)  # for the last lines and the end of the process
+        return self._longest + self._last + self._save + margin
+
+    def is_reached(self, now: float) -> bool:
+        """Whether the coming step has to be the last. Asked once a step: it learns from the time between."""
+        if self._looked is not None:
+            self._last = now - self._looked
+            self._longest = max(self._longest, self._last)
+        self._looked = now
+        return now >= self._end - self.reserve
 
 
 def _launchers() -> tuple[int, int] | None:

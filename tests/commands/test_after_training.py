@@ -192,7 +192,7 @@ def test_the_newest_whole_checkpoint_counts_and_the_damaged_ones_are_told(run: P
     copy = tmp_path / "run"
     shutil.copytree(run, copy)
     newest, *older = sorted((copy / "checkpoints").glob("step-*"), reverse=True)
-    victim = next(newest.glob("*model_states.pt"))
+    victim = next(newest.glob("state-*"))
     victim.write_bytes(victim.read_bytes()[:-1])
     (copy / "checkpoints" / "latest").unlink()
     done = scaletrain("export", copy, tmp_path / "out")

@@ -60,7 +60,7 @@ def killed(dataset: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Path:
         assert done.code == 0, done.err
         if weights == second:
             for step in (last + 4, last + 8):
-                (run / "checkpoints" / f"step-{step:08d}" / "mp_rank_00_model_states.pt").write_bytes(b"?")
+                (run / "checkpoints" / f"step-{step:08d}" / "state-00000-of-00001.safetensors").write_bytes(b"?")
     return run
 
 

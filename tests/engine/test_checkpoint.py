@@ -3,7 +3,7 @@
 import json
 import os
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import pytest
@@ -11,28 +11,32 @@ import torch
 
 from scaletrain.engine import checkpoint
 from scaletrain.engine.checkpoint import Found, Identity
-from scaletrain.engine.files import HashedWriter
 from scaletrain.engine.state import RunState
+from scaletrain.engine.state_files import Entry, StateFiles, file_name, write_entries
 from scaletrain.engine.weights import find_checkpoint
 from scaletrain.errors import CheckpointError
 from scaletrain.runtime.files import hash_file
 
+FIRST, SECOND = file_name(0, 2), file_name(1, 2)
 IDENTITY = Identity(layout={"ranks": 1, "zero_stage": 1}, model={"num_layers": 2}, data={"dataset": "abc"})
 
 
 class Weights:
-    """Something that saves and loads: two real torch files."""
+    """Something that saves and loads: two real files of tensors."""
 
     def __init__(self, value: float, size: int = 1000) -> None:
         self.value, self.size = value, size
 
-    def save(self, folder: Path) -> dict[str, tuple[int, str]]:
-        writer = HashedWriter()
-        for name in ("model.pt", "optimizer.pt"):
-            writer.save({"w": torch.full((self.size,), self.value)}, folder / name)
-        return writer.written(folder)
+    def writer(self, *, copy: bool) -> Callable[[Path], dict[str, tuple[int, str]]]:
+        return self.save
 
-    def load(self, folder: Path) -> None: ...
+    def save(self, folder: Path) -> dict[str, tuple[int, str]]:
+        metadata = {"shapes": {"w": [self.size]}, "tied": {}, "steps": {}, "scaler": {}}
+        half, values = self.size // 2, torch.full((self.size,), self.value)
+        parts = {FIRST: Entry("weight", "w", 0, values[:half]), SECOND: Entry("weight", "w", half, values[half:])}
+        return {name: write_entries(folder / name, [entry], metadata) for name, entry in parts.items()}
+
+    def load(self, folder: Path, files: Iterable[str]) -> None: ...
 
 
 def save(root: Path, step: int) -> None:
@@ -46,9 +50,9 @@ def newest(root: Path) -> tuple[Found | None, list[tuple[str, str]]]:
 
 def test_a_hash_is_that_of_the_file_on_the_disk(tmp_path: Path) -> None:
     written = Weights(1.0).save(tmp_path)
-    for name in ("model.pt", "optimizer.pt"):
+    for name in (FIRST, SECOND):
         assert written[name] == ((tmp_path / name).stat().st_size, hash_file(tmp_path / name))
-    assert torch.load(tmp_path / "model.pt")["w"].tolist() == [1.0] * 1000
+    assert StateFiles(tmp_path, written).weight("w").tolist() == [1.0] * 1000
 
 
 def test_newest_is_found_with_its_counters_and_latest_names_it(tmp_path: Path) -> None:
@@ -77,7 +81,7 @@ HARMS: dict[str, Callable[[Path], None]] = {
 
 
 @pytest.mark.parametrize("harm", HARMS)
-@pytest.mark.parametrize("name", ["model.pt", "optimizer.pt", "manifest.json"])
+@pytest.mark.parametrize("name", [FIRST, SECOND, "manifest.json"])
 def test_any_damage_is_seen_and_the_one_before_is_taken(tmp_path: Path, name: str, harm: str) -> None:
     for step in (5, 10):
         save(tmp_path, step)
@@ -107,7 +111,7 @@ def test_a_changed_number_in_a_manifest_is_seen(tmp_path: Path) -> None:
 
 def test_no_good_one_among_several_is_refused_rather_than_started_anew(tmp_path: Path) -> None:
     save(tmp_path, 5)
-    flip(tmp_path / "step-00000005" / "model.pt")
+    flip(tmp_path / "step-00000005" / FIRST)
     with pytest.raises(CheckpointError, match="none of the 1 checkpoints is whole: restore one"):
         newest(tmp_path)
 
@@ -133,6 +137,13 @@ def test_only_the_last_ones_are_kept(tmp_path: Path) -> None:
     assert sorted(p.name for p in tmp_path.glob("step-*")) == ["step-00000015", "step-00000020"]
 
 
+def test_every_nth_stays_for_ever(tmp_path: Path) -> None:
+    for step in (5, 10, 15, 20, 25, 30):
+        save(tmp_path, step)
+        checkpoint.clean(tmp_path, keep_last=1, keep_every=10)
+    assert sorted(int(p.name[5:]) for p in tmp_path.glob("step-*")) == [10, 20, 30]
+
+
 @pytest.mark.parametrize("latest", ["", "step-00000099\n", None])
 def test_a_wrong_latest_does_not_mislead_a_resume(tmp_path: Path, latest: str | None) -> None:
     save(tmp_path, 5)
@@ -149,10 +160,9 @@ def test_a_wrong_latest_does_not_mislead_a_resume(tmp_path: Path, latest: str | 
     [
         ("model", {"num_layers": 3}, "num_layers was 2, is 3: the model changed: resume with the recipe"),
         ("data", {"dataset": "xyz"}, "dataset was abc, is xyz: the data changed: resume with the dataset"),
-        ("layout", {"ranks": 4, "zero_stage": 1}, "ranks was 1, is 4: resume with the same ranks, ZeRO stage"),
     ],
 )
-def test_another_model_dataset_or_layout_is_refused_by_name(
+def test_another_model_or_dataset_is_refused_by_name(
     tmp_path: Path, part: str, values: dict[str, object], message: str
 ) -> None:
     save(tmp_path, 5)
@@ -167,7 +177,7 @@ def test_another_format_is_refused(tmp_path: Path) -> None:
     save(tmp_path, 5)
     manifest = tmp_path / "step-00000005" / "manifest.json"
     manifest.write_text(json.dumps({**json.loads(manifest.read_text()), "format": 99}))
-    with pytest.raises(CheckpointError, match="checkpoint format 99, this version reads 2"):
+    with pytest.raises(CheckpointError, match="checkpoint format 99, this version reads 3"):
         checkpoint.read_manifest(manifest.parent)
 
 
@@ -176,15 +186,15 @@ def test_a_run_without_checkpoint_and_a_damaged_one_are_told(tmp_path: Path) -> 
         find_checkpoint(tmp_path)
     save(tmp_path / "checkpoints", 5)
     assert find_checkpoint(tmp_path).state.step == 5
-    flip(tmp_path / "checkpoints" / "step-00000005" / "model.pt")
-    with pytest.raises(CheckpointError, match="model.pt is not as it was written"):
+    flip(tmp_path / "checkpoints" / "step-00000005" / FIRST)
+    with pytest.raises(CheckpointError, match=f"{FIRST} is not as it was written"):
         find_checkpoint(tmp_path)
 
 
 def test_damaged_ones_are_set_aside_and_no_longer_counted(tmp_path: Path) -> None:
     for step in (5, 10):
         save(tmp_path, step)
-    flip(tmp_path / "step-00000010" / "model.pt")
+    flip(tmp_path / "step-00000010" / FIRST)
     checkpoint.set_aside(tmp_path, ["step-00000010"])
     save(tmp_path, 7)
     checkpoint.clean(tmp_path, keep_last=2)

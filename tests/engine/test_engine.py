@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from scaletrain.engine import checkpoint
+from scaletrain.engine import checkpoint, state_files
 from scaletrain.engine.checkpoint import Identity
 from scaletrain.engine.engine import Engine
 from scaletrain.engine.evaluate import evaluate
@@ -121,26 +121,58 @@ def changed_decay(root: str) -> float:
     train(1, "fp32", TinyTask(), steps=2, save_at=2, root=Path(root))
     optim = OPTIM.model_copy(update={"weight_decay": 0.05})
     engine = Engine(TinyTask(), engine_dict(1, "fp32", 1), optim, torch.device("cpu"))
-    engine.load(Path(root) / "step-00000002")
+    folder = Path(root) / "step-00000002"
+    engine.load(folder, [path.name for path in folder.iterdir()])
     return float(engine._engine.optimizer.param_groups[0]["weight_decay"])
 
 
-def save_with_a_full_disk_on_one_rank(root: str) -> str:
+def save_behind_training(root: str) -> list[bool]:
+    """Whether a checkpoint that is written while two more steps are taken holds the state from before them."""
+    rows, equal = TinyRows(), []
+    for stage in STAGES:
+        engine = Engine(TinyTask(), engine_dict(stage, "bf16", dist.size()), OPTIM, torch.device("cpu"))
+        per_rank = 8 // dist.size()
+        batch = rows.fetch(torch.arange(per_rank).numpy() + per_rank * dist.rank())
+        for step in (1, 2):  # the second copy goes to the first one's memory
+            engine.train_step([batch], 0.1, 64)
+            now, behind = Path(root) / f"now-{stage}", Path(root) / f"behind-{stage}"
+            state = RunState(step)
+            checkpoint.save(now, engine, state, Identity({}, {}, {}), {})
+            pending = checkpoint.begin(behind, engine, state, Identity({}, {}, {}), {}, background=True)
+            for _ in range(2):
+                engine.train_step([batch], 0.1, 64)
+            checkpoint.finish(pending)
+            folders = [checkpoint.step_folder(root, step) for root in (now, behind)]
+            mine = state_files.file_name(dist.rank(), dist.size())
+            equal.append((folders[0] / mine).read_bytes() == (folders[1] / mine).read_bytes())
+    return equal
+
+
+def test_a_checkpoint_written_behind_training_holds_the_state_of_its_step(tmp_path: Path) -> None:
+    assert run_ranks(save_behind_training, 2, str(tmp_path)) == [[True] * 8] * 2
+
+
+def save_with_a_full_disk_on_one_rank(root: str, background: bool) -> str:
     engine = Engine(TinyTask(), engine_dict(2, "fp32", dist.size()), OPTIM, torch.device("cpu"))
     if dist.rank() == 1:
-        engine._files._write = full_disk  # type: ignore[method-assign]
+        state_files.write_entries = full_disk
     try:
-        checkpoint.save(Path(root), engine, RunState(1, 8, 64), Identity({}, {}, {}), {})
+        checkpoint.finish(
+            checkpoint.begin(Path(root), engine, RunState(1, 8, 64), Identity({}, {}, {}), {}, background=background)
+        )
     except CheckpointError as error:
         return str(error)
     return "saved"
 
 
-def full_disk(value: object, path: Path) -> None:
+def full_disk(path: Path, *_: object) -> None:
     raise OSError(errno.ENOSPC, "No space left on device", str(path))
 
 
-def test_a_disk_that_is_full_for_one_rank_is_told_by_all_and_leaves_none_waiting(tmp_path: Path) -> None:
-    for told in run_ranks(save_with_a_full_disk_on_one_rank, 2, str(tmp_path), seconds=60):
+@pytest.mark.parametrize("background", [False, True])
+def test_a_disk_that_is_full_for_one_rank_is_told_by_all_and_leaves_none_waiting(
+    background: bool, tmp_path: Path
+) -> None:
+    for told in run_ranks(save_with_a_full_disk_on_one_rank, 2, str(tmp_path), background, seconds=60):
         assert "checkpoint not written (No space left on device): free space there" in told
     assert list(tmp_path.iterdir()) == []
