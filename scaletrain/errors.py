@@ -21,5 +21,9 @@ class ClusterError(ScaleTrainError):
     """A launch environment that contradicts itself or a peer that cannot be reached."""
 
 
+class TrainingError(ScaleTrainError):
+    """A run whose loss or gradients leave nothing to train on; its work is saved."""
+
+
 EXIT_USER = 2  # the input is at fault: one line says value, rule, remedy
 EXIT_STOPPED = 75  # EX_TEMPFAIL: stopped by a signal after saving; the same command goes on

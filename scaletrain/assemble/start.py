@@ -15,6 +15,7 @@ from scaletrain.data.training_data import Reading
 from scaletrain.engine import checkpoint, run_folder
 from scaletrain.engine.checkpoint import Found
 from scaletrain.engine.engine import Engine
+from scaletrain.engine.guard import SkipGuard
 from scaletrain.engine.plan import Plan, end_before_repeats
 from scaletrain.engine.state import RunState
 from scaletrain.engine.trainer import Trainer
@@ -124,6 +125,7 @@ def start_pretraining(settled: Settled, peak: Peak, terminal: Terminal, began: f
         progress=progress,
         stop=stop,
         state=state,
+        skips=SkipGuard(recipe.guard),
         record=reading.record,
         saved_step=state.step if found else None,
         evaluated_step=evaluated,

@@ -6,6 +6,7 @@ import os
 import sys
 import time
 from collections.abc import Sequence
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -64,7 +65,7 @@ def _train(args: argparse.Namespace, began: float) -> int:
 
     settled = settle.settle_recipe(args.recipe, args.overrides, args.deepspeed_config)
     settle.set_threads(settled.world)
-    dist.start(settled.world)
+    dist.start(settled.world, timedelta(seconds=settled.recipe.guard.collective_timeout_seconds))
     folder = Path(settled.recipe.run.dir)
     log_file = folder / "logs" / f"rank-{settled.world.rank:05d}.log"
     lock, terminal = None, None

@@ -224,6 +224,19 @@ class Checkpoint(Section):
     """auto: go on from the newest good checkpoint of run.dir; never: error if there is one."""
 
 
+class Guard(Section):
+    """What watches the run for faults."""
+
+    on_nonfinite: Literal["skip", "stop"] = "skip"
+    """When loss or gradients are not finite. The update is left out in any case, and an event tells ranks and samples;
+    skip: train on; stop: save and end."""
+    max_skips: Positive = 20
+    """Updates left out in a row that end the run, saved."""
+    collective_timeout_seconds: Annotated[Real, Field(ge=1)] = 1800.0
+    """Seconds that a rank waits for the others in a collective operation, in DeepSpeed's own groups too, before it
+    fails. Longer than the longest evaluation or save of one rank."""
+
+
 class Evaluate(Section):
     every_steps: Positive | None = 500
     """Steps between evaluations on the validation split; null: only at the end."""
@@ -250,5 +263,6 @@ class Recipe(Section):
     train: Train = Train()
     optim: Optim = Optim()
     checkpoint: Checkpoint = Checkpoint()
+    guard: Guard = Guard()
     evaluate: Evaluate = Evaluate()
     log: Log = Log()

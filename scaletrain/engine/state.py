@@ -6,7 +6,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class RunState:
-    """Optimizer steps taken, samples and tokens read by them over all ranks.
+    """Optimizer steps taken, samples and tokens read by them over all ranks; `skipped_steps` of them changed nothing.
 
     `sample_digest` tells which samples they were (scaletrain.data.order.digest): an audit computes it again.
     """
@@ -15,13 +15,15 @@ class RunState:
     samples_seen: int = 0
     tokens_seen: int = 0
     sample_digest: int = 0
+    skipped_steps: int = 0
 
-    def advance(self, samples: int, tokens: int) -> "RunState":
+    def advance(self, samples: int, tokens: int, *, skipped: bool = False) -> "RunState":
         return replace(
             self,
             step=self.step + 1,
             samples_seen=self.samples_seen + samples,
             tokens_seen=self.tokens_seen + tokens,
+            skipped_steps=self.skipped_steps + skipped,
         )
 
     def with_samples(self, digest: int) -> "RunState":
@@ -34,4 +36,5 @@ class RunState:
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "RunState":
         counters = {name: int(values[name]) for name in ("step", "samples_seen", "tokens_seen")}
-        return cls(**counters, sample_digest=int(values["sample_digest"], 16))
+        digest = int(values["sample_digest"], 16)
+        return cls(**counters, sample_digest=digest, skipped_steps=int(values.get("skipped_steps", 0)))

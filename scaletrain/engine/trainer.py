@@ -16,9 +16,10 @@ from scaletrain.engine import checkpoint
 from scaletrain.engine.checkpoint import Identity, Pending
 from scaletrain.engine.engine import Engine, StepResult
 from scaletrain.engine.evaluate import evaluate
+from scaletrain.engine.guard import SkipGuard, cause_of_skip
 from scaletrain.engine.plan import Plan
 from scaletrain.engine.state import RunState
-from scaletrain.errors import CheckpointError, ScaleTrainError
+from scaletrain.errors import CheckpointError, ScaleTrainError, TrainingError
 from scaletrain.optim.schedule import lr_at
 from scaletrain.runtime import dist
 from scaletrain.runtime.stop import StopRequest, TimeLimit
@@ -53,6 +54,7 @@ class Trainer:
     progress: RunProgress
     stop: StopRequest
     state: RunState
+    skips: SkipGuard
     record: Mapping[str, Any] | None = None  # what a checkpoint must say of the data's order, see Reading.record
     saved_step: int | None = None  # of the checkpoint at hand
     evaluated_step: int | None = None  # of the last evaluation in metrics.jsonl
@@ -116,9 +118,10 @@ class Trainer:
         lr = lr_at(self.state.step, self.recipe.optim, self.plan.total_steps)
         result = self.engine.train_step(step.batches, lr, weight)
         batch = self.plan.global_batch
-        self.state = self.state.advance(batch, batch * self.plan.tokens_per_sample)
+        self.state = self.state.advance(batch, batch * self.plan.tokens_per_sample, skipped=result.skipped)
         self._digest, self._position = self._digest + step.digest, step.position
         self._report(result, lr, began, waited)
+        self._guard_skips(result)
         self._save_if(due=self._due(self.recipe.checkpoint.every_steps))
         if signals:
             return self.stop.reason or "asked for on another rank"
@@ -152,11 +155,29 @@ class Trainer:
     def _due(self, every: int | None) -> bool:
         return every is not None and self.state.step > 0 and self.state.step % every == 0
 
+    def _guard_skips(self, result: StepResult) -> None:
+        """Tells why an update was left out; ends the run, saved, when the recipe says so."""
+        if not result.skipped:
+            self.skips.note(None)
+            return
+        finite = dist.gather(bool(torch.isfinite(result.loss_sum)))
+        batch = self.plan.global_batch
+        first = self.state.samples_seen - batch
+        cause = cause_of_skip(result.weight, finite, first, batch)
+        ranks = [rank for rank, is_finite in enumerate(finite) if not is_finite]
+        self._record("skip", reason=cause, first_sample=first, samples=batch, ranks=ranks)
+        self.progress.say(
+            f"skipped step {self.state.step}: {cause}; scaletrain audit {self.recipe.run.dir} --from {first} "
+            f"--show {batch} shows them"
+        )
+        try:
+            self.skips.note(cause)
+        except TrainingError:
+            self._save_if(due=True, wait=True)
+            raise
+
     def _report(self, result: StepResult, lr: float, began: float, waited: float) -> None:
         step = self.state.step
-        if result.skipped:
-            reason = "gradients not finite" if result.weight else "no token of the batch bears loss"
-            self._record("skip", reason=reason, samples_seen=self.state.samples_seen)
         if not result.weight or not (self._due(self.recipe.log.every_steps) or step in (1, self.plan.total_steps)):
             self.meter.add(time.perf_counter() - began, waited)
             self.progress.step(step)
@@ -171,7 +192,7 @@ class Trainer:
             "grad_norm": float(result.grad_norm),
             **self.meter.read(),
             "peak_memory_bytes": peak_memory_bytes(self.device),
-            "skipped_steps": self.engine.skipped_steps,
+            "skipped_steps": self.state.skipped_steps,
         }
         self._write(values)
         self.progress.metrics(step, values)

@@ -12,7 +12,7 @@ import torch.distributed as dist
 
 from scaletrain.errors import ClusterError, ScaleTrainError
 
-TIMEOUT = timedelta(minutes=30)  # torch's default too, which is all that the groups ZeRO makes itself take
+TIMEOUT = timedelta(minutes=30)  # torch's default too
 
 
 @dataclass(frozen=True)
@@ -44,11 +44,18 @@ def device_of(world: World) -> torch.device:
     return torch.device("cuda", world.local_rank) if torch.cuda.is_available() else torch.device("cpu")
 
 
-def start(world: World) -> None:
+def start(world: World, timeout: timedelta = TIMEOUT) -> None:
     """Joins all ranks. CPU tensors travel over gloo and GPU tensors over NCCL, so a number can be shared without
-    waiting for the GPU."""
+    waiting for the GPU.
+
+    A rank that waits for the others longer than `timeout` fails, in the groups that DeepSpeed makes later too: those
+    are made without a time and take torch's default, whatever init_process_group was given.
+    """
     if dist.is_initialized():
         return
+    for name in ("default_pg_timeout", "default_pg_nccl_timeout"):
+        if hasattr(dist.distributed_c10d, name):
+            setattr(dist.distributed_c10d, name, timeout)
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
     if torch.cuda.is_available():
         torch.cuda.set_device(world.local_rank)
@@ -65,7 +72,7 @@ def start(world: World) -> None:
     init = "env://" if store is None else None
     try:
         dist.init_process_group(
-            backend, init_method=init, store=store, rank=world.rank, world_size=world.size, timeout=TIMEOUT
+            backend, init_method=init, store=store, rank=world.rank, world_size=world.size, timeout=timeout
         )
     except dist.DistError as error:
         raise ClusterError(

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -52,6 +53,40 @@ def defect_on_one_rank() -> str:
 
 def test_a_defect_ends_its_rank_at_once_without_waiting_for_the_others() -> None:
     assert run_ranks(defect_on_one_rank, 2, seconds=30) == ["raised", "left"]
+
+
+HANGS = """
+import sys, time
+from datetime import timedelta
+import torch
+from torch import distributed
+from scaletrain.runtime import dist
+rank, port = int(sys.argv[1]), int(sys.argv[2])
+dist.start(dist.World(rank=rank, size=2, local_rank=rank, local_size=2, master_port=port), timedelta(seconds=3))
+group = distributed.new_group()  # without a time, as DeepSpeed makes its own
+if rank == 1:
+    time.sleep(60)
+began = time.monotonic()
+try:
+    distributed.all_reduce(torch.zeros(1), group=group)
+except RuntimeError as error:
+    print(f"{time.monotonic() - began:.1f}")
+"""
+
+
+def test_a_rank_that_does_not_come_is_waited_for_no_longer_than_the_timeout_in_every_group() -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    commands = [[sys.executable, "-c", HANGS, str(rank), str(port)] for rank in (0, 1)]
+    waits, hangs = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for command in commands]
+    try:
+        out, _ = waits.communicate(timeout=30)
+    finally:
+        for process in (waits, hangs):
+            process.kill()
+            process.wait()
+    assert 2.5 < float(out) < 10
 
 
 STOPPER = """
