@@ -48,7 +48,7 @@ DECIDED_ELSEWHERE: dict[str, tuple[tuple[Any, ...], str]] = {
     "managed_gradient_accumulation": ((True,), "the recipe's batch sizes decide"),
     "data_efficiency.enabled": ((False,), "the data section of the recipe decides the order of samples"),
     "dataloader_drop_last": ((False,), "every step has train.global_batch_size samples"),
-    "checkpoint.load_universal": ((False,), "a resume takes the same ranks, ZeRO stage and precision"),
+    "checkpoint.load_universal": ((False,), "a resume takes any ranks, ZeRO stage and precision by itself"),
     "zero_optimization.compute_grad_norm": ((True,), "each step's gradient norm is logged and its overflow guarded"),
     "sequence_parallel_size": ((1,), "every rank is a data-parallel rank"),
     "tensor_parallel.autotp_size": ((0, 1), "every rank is a data-parallel rank"),

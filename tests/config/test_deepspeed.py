@@ -342,7 +342,7 @@ def test_a_contradicting_precision_is_refused(preset: dict[str, Any], mine: str 
         ),
         (
             {"checkpoint": {"load_universal": True}},
-            "is not followed: a resume takes the same ranks, ZeRO stage and prec",
+            "is not followed: a resume takes any ranks, ZeRO stage and precision by itself",
         ),
         (
             {"zero_optimization": {"offload_optimizer": {"device": "cpu"}}},

@@ -3,13 +3,16 @@
 import json
 import shutil
 import subprocess
+import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from scaletrain.data.shards import Dataset
-from tests.conftest import Done, pretrain, scaletrain, write_recipe
+from scaletrain.track.sinks import read_lines
+from tests.conftest import ROOT, Done, pretrain, scaletrain, write_recipe
 
 
 def copy_dataset(dataset: Dataset, folder: Path) -> Path:
@@ -102,7 +105,6 @@ def test_resuming_with_another_dataset_model_or_tokenizer_is_refused_and_changes
     check(pretrain(recipe, "model.num_layers=3"), "num_layers was 2, is 3: the model changed")
     check(pretrain(recipe, "seed=7"), "seed was 1234, is 7: the data changed")
     check(pretrain(recipe, "checkpoint.resume=never"), "already holds step-00000004 and checkpoint.resume is never")
-    check(pretrain(recipe, ranks=2, launcher="deepspeed"), "ranks was 1, is 2: resume with the same ranks")
     after = {p: p.read_bytes() for p in sorted(run.rglob("*")) if p.is_file() and "logs" not in p.parts}
     assert {p.name for p in after} == {p.name for p in before}
     assert all(after[p] == before[p] for p in before if p.name != ".lock")
@@ -127,6 +129,36 @@ def test_a_read_only_run_folder_is_refused(dataset: Dataset, tmp_path: Path) -> 
         check(pretrain(recipe), "run.dir=.* cannot be written .Read-only file system.: choose a folder")
     finally:
         subprocess.run(["umount", str(tmp_path / "disk")], check=True)
+
+
+def test_a_disk_that_is_full_for_a_while_costs_checkpoints_and_not_the_run_where_the_recipe_says_so(
+    dataset: Dataset, tmp_path: Path
+) -> None:
+    mount(tmp_path / "disk", "-o", "size=4m")
+    try:
+        recipe, run = write_recipe(tmp_path, dataset, tmp_path / "disk" / "run"), tmp_path / "disk" / "run"
+        (tmp_path / "disk" / "filler").write_bytes(bytes(3_600_000))
+        settings = ["checkpoint.on_failure=continue", "train.max_steps=3000", "log.every_steps=1000"]
+        process = subprocess.Popen(
+            [sys.executable, "launch/pretrain.py", str(recipe), *settings, "evaluate.every_steps=null"],
+            cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        )  # fmt: skip
+        while process.poll() is None and "checkpoint_failed" not in events(run):
+            time.sleep(0.02)
+        (tmp_path / "disk" / "filler").unlink()
+        out, err = process.communicate(timeout=90)
+        assert process.returncode == 0, err
+        assert "checkpoint not written (No space left on device)" in out
+        assert "training goes on, as checkpoint.on_failure=continue asks" in out
+        assert (run / "checkpoints" / "latest").read_text() == "step-00003000\n"
+        assert events(run).index("checkpoint_failed") < events(run).index("checkpoint")
+    finally:
+        subprocess.run(["umount", str(tmp_path / "disk")], check=True)
+
+
+def events(run: Path) -> list[str]:
+    path = run / "events.jsonl"
+    return [line["event"] for line in read_lines(path)] if path.exists() else []
 
 
 def test_a_full_disk_ends_the_run_in_one_line_with_the_last_checkpoint_whole(dataset: Dataset, tmp_path: Path) -> None:
