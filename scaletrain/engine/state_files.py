@@ -30,7 +30,7 @@ def file_name(rank: int, ranks: int) -> str:
 
 @dataclass(frozen=True)
 class Entry:
-    """One piece to be written: float32, one dimension, on any device."""
+    """One piece to be written, as float32: one dimension, on any device, of any precision up to that."""
 
     kind: str
     name: str
@@ -47,7 +47,6 @@ def write_entries(path: Path, entries: Iterable[Entry], metadata: Mapping[str, A
     header: dict[str, Any] = {"__metadata__": {name: json.dumps(value) for name, value in metadata.items()}}
     at = 0
     for entry in entries:
-        assert entry.values.dtype == torch.float32, (entry.name, entry.values.dtype)
         size = entry.values.numel() * _FLOAT
         key = f"{entry.kind}/{entry.name}@{entry.start}"
         header[key] = {"dtype": "F32", "shape": [entry.values.numel()], "data_offsets": [at, at + size]}
@@ -68,7 +67,7 @@ def write_entries(path: Path, entries: Iterable[Entry], metadata: Mapping[str, A
 
 
 def _bytes_of(entry: Entry) -> memoryview:
-    array = entry.values.detach().cpu().contiguous().numpy()
+    array = entry.values.detach().float().cpu().contiguous().numpy()
     return memoryview(array.view(np.uint8))  # type: ignore[arg-type]  # numpy's stubs forget that it is a buffer
 
 

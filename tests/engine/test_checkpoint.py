@@ -55,6 +55,13 @@ def test_a_hash_is_that_of_the_file_on_the_disk(tmp_path: Path) -> None:
     assert StateFiles(tmp_path, written).weight("w").tolist() == [1.0] * 1000
 
 
+def test_masters_that_an_optimizer_keeps_in_bfloat16_are_stored_exactly(tmp_path: Path) -> None:
+    values = torch.randn(7).bfloat16()
+    metadata = {"shapes": {"w": [7]}, "tied": {}, "steps": {}, "scaler": {}}
+    write_entries(tmp_path / FIRST, [Entry("weight", "w", 0, values)], metadata)
+    assert torch.equal(StateFiles(tmp_path, [FIRST]).weight("w"), values.float())
+
+
 def test_newest_is_found_with_its_counters_and_latest_names_it(tmp_path: Path) -> None:
     for step in (5, 10):
         save(tmp_path, step)
