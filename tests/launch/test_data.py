@@ -164,6 +164,6 @@ def test_a_batch_without_a_label_is_skipped_and_told(dataset: Dataset, tmp_path:
     }
     succeed(pretrain(recipe_of(tmp_path, dataset, data, max_steps=20)))
     skipped = events(tmp_path / "run", "skip")
-    assert {event["reason"] for event in skipped} == {"no token of the batch bears loss"}
+    assert all(event["reason"].startswith("a batch in which no token bears loss (samples ") for event in skipped)
     assert sorted(losses(tmp_path / "run")) == [step for step in range(1, 21) if step > len(skipped)]
     assert lines(tmp_path / "run", "metrics.jsonl")[-1]["skipped_steps"] == len(skipped) == 4096 // (32 * 8)
