@@ -164,18 +164,6 @@ def finish(pending: Pending) -> dict[str, Any]:
     }
 
 
-def save(
-    root: Path,
-    engine: Saves,
-    state: RunState,
-    identity: Identity,
-    extra: Mapping[str, Any],
-    position: Mapping[str, Any] | None = None,
-) -> dict[str, Any]:
-    """begin and finish at once: what finish() returns, when the checkpoint is on the disk."""
-    return finish(begin(root, engine, state, identity, extra, position))
-
-
 def _settle(future: Future[Files], work: Callable[[], Files]) -> None:
     try:
         future.set_result(work())

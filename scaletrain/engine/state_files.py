@@ -104,9 +104,6 @@ class StateFiles:
             values = data[begin:end].view(torch.float32) if end > begin else torch.empty(0)
             self._pieces.setdefault((kind, name), []).append((int(start), values))
 
-    def has(self, kind: str, name: str) -> bool:
-        return (kind, name) in self._pieces
-
     def fill(self, kind: str, name: str, start: int, out: torch.Tensor) -> None:
         """Copies elements start..start+len(out) of a parameter's `kind` into the flat `out`."""
         found = self._pieces.get((kind, name), [])

@@ -40,7 +40,7 @@ class Weights:
 
 
 def save(root: Path, step: int) -> None:
-    checkpoint.save(root, Weights(float(step)), RunState(step, step * 8, step * 64), IDENTITY, {})
+    checkpoint.finish(checkpoint.begin(root, Weights(float(step)), RunState(step, step * 8, step * 64), IDENTITY, {}))
 
 
 def newest(root: Path) -> tuple[Found | None, list[tuple[str, str]]]:
@@ -218,7 +218,7 @@ def test_files_that_another_node_wrote_elsewhere_are_missed_before_the_rename(tm
             return {**super().save(folder), "rank-1.pt": (100, "abc")}
 
     with pytest.raises(CheckpointError, match="rank-1.pt was written by another rank and is not here: run.dir must be"):
-        checkpoint.save(tmp_path, Elsewhere(1.0), RunState(5, 40, 320), IDENTITY, {})
+        checkpoint.finish(checkpoint.begin(tmp_path, Elsewhere(1.0), RunState(5, 40, 320), IDENTITY, {}))
     assert newest(tmp_path) == (None, [])
 
 
@@ -241,6 +241,8 @@ def test_a_full_disk_leaves_the_earlier_checkpoint_whole_and_no_part_of_the_new_
     with pytest.raises(
         CheckpointError, match=r"not written \(No space left on device\): free space.*step-00000005 is whole"
     ):
-        checkpoint.save(small_disk, Weights(1.0, size=1_000_000), RunState(10, 80, 640), IDENTITY, {})
+        checkpoint.finish(
+            checkpoint.begin(small_disk, Weights(1.0, size=1_000_000), RunState(10, 80, 640), IDENTITY, {})
+        )
     assert sorted(p.name for p in small_disk.iterdir()) == ["latest", "step-00000005"]
     assert newest(small_disk)[1] == []

@@ -41,7 +41,7 @@ def resume_each(root: str) -> dict[tuple[str, int, int], list[float]]:
         engine = Engine(TinyTask(), engine_dict(now, precision, dist.size()), OPTIM, torch.device("cpu"))
         saved = folder / "step-00000010"
         engine.load(saved, [path.name for path in saved.iterdir()])
-        checkpoint.save(copy, engine, RunState(10), Identity({}, {}, {}), {})
+        checkpoint.finish(checkpoint.begin(copy, engine, RunState(10), Identity({}, {}, {}), {}))
         found[precision, before, now] = train(now, precision, TinyTask(), root=folder, resume=True)
     return found
 

@@ -137,7 +137,7 @@ def save_behind_training(root: str) -> list[bool]:
             engine.train_step([batch], 0.1, 64)
             now, behind = Path(root) / f"now-{stage}", Path(root) / f"behind-{stage}"
             state = RunState(step)
-            checkpoint.save(now, engine, state, Identity({}, {}, {}), {})
+            checkpoint.finish(checkpoint.begin(now, engine, state, Identity({}, {}, {}), {}))
             pending = checkpoint.begin(behind, engine, state, Identity({}, {}, {}), {}, background=True)
             for _ in range(2):
                 engine.train_step([batch], 0.1, 64)

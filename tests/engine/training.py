@@ -70,7 +70,7 @@ def train(
         state = state.advance(8, weight)
         if state.step == save_at:
             assert root is not None
-            checkpoint.save(root, engine, state, identity, {})
+            checkpoint.finish(checkpoint.begin(root, engine, state, identity, {}))
     return losses
 
 
