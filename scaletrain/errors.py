@@ -25,5 +25,9 @@ class TrainingError(ScaleTrainError):
     """A run whose loss or gradients leave nothing to train on; its work is saved."""
 
 
+class CorruptionError(ScaleTrainError):
+    """Weights that are not what they should be: nothing that holds them is saved."""
+
+
 EXIT_USER = 2  # the input is at fault: one line says value, rule, remedy
 EXIT_STOPPED = 75  # EX_TEMPFAIL: stopped by a signal after saving; the same command goes on

@@ -2,28 +2,33 @@
 
 import os
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 from scaletrain.assemble.settle import Settled
+from scaletrain.assemble.source import RunSource
 from scaletrain.config.data_rules import unreached_stages
 from scaletrain.config.load import dump_recipe
-from scaletrain.data.loader import Loader
-from scaletrain.data.order import Share
+from scaletrain.config.schema import Checkpoint
 from scaletrain.data.reader import raise_open_files
+from scaletrain.data.rows import Rows
 from scaletrain.data.run_data import RunData
 from scaletrain.data.training_data import Reading
-from scaletrain.engine import checkpoint, run_folder
+from scaletrain.engine import checkpoint, roll_back, run_folder
 from scaletrain.engine.checkpoint import Found
 from scaletrain.engine.engine import Engine
-from scaletrain.engine.guard import SkipGuard
-from scaletrain.engine.plan import Plan, end_before_repeats
+from scaletrain.engine.plan import Plan
+from scaletrain.engine.records import Records
+from scaletrain.engine.saver import Saver
 from scaletrain.engine.state import RunState
 from scaletrain.engine.trainer import Trainer
+from scaletrain.engine.watch import Watch
 from scaletrain.errors import ConfigError
 from scaletrain.runtime import dist
 from scaletrain.runtime.log import Terminal
 from scaletrain.runtime.stop import StopRequest
 from scaletrain.tasks.pretrain import PretrainTask
+from scaletrain.tasks.task import Task
 from scaletrain.track.meter import Meter
 from scaletrain.track.peak import Peak
 from scaletrain.track.progress import RunProgress
@@ -38,6 +43,7 @@ def start_pretraining(settled: Settled, peak: Peak, terminal: Terminal, began: f
     """
     recipe, world, device = settled.recipe, settled.world, settled.device
     folder, first = Path(recipe.run.dir), world.is_first
+    root = folder / "checkpoints"
     raise_open_files()
     events = Events(folder / "events.jsonl" if first else None, world.rank)
     progress = RunProgress(terminal.out if first else None)
@@ -50,15 +56,13 @@ def start_pretraining(settled: Settled, peak: Peak, terminal: Terminal, began: f
         reading = data.reading(recorded, state.samples_seen)
         data.check_length(settled.batch.global_batch)
         validation = data.validation_rows()
-        wanted = settled.plan(state)
-        limit = data.repeat_limit(reading.order, wanted.total_samples)
-        plan = end_before_repeats(wanted, state, limit, stops=data.options.on_repeat_limit == "stop")
+        position = checkpoint.read_position(found) if found is not None else None
+        source = RunSource(settled, data, reading, position)
+        wanted, limit, plan = settled.plan(state), source.limit(state), source.plan(state)
+    windows = roll_back.share_windows(root)
+    best = dist.gather(checkpoint.read_best(root))[0]
     planned = reading.planned(plan.total_samples)
-    progress.say(_plan_line(plan, data, wanted.total_steps))
-    for line in unreached_stages(data.options, plan.total_samples * plan.tokens_per_sample):
-        progress.say(f"note    {line}")
-    for name, samples in planned.items():
-        progress.say(f"source  {name}: {samples:,} samples, {samples / len(data.train[name]):.2f} epochs of it")
+    _tell_plan(progress, plan, data, planned, wanted.total_steps)
     task = PretrainTask(
         settled.architecture,
         data,
@@ -66,6 +70,7 @@ def start_pretraining(settled: Settled, peak: Peak, terminal: Terminal, began: f
         init_from=Path(recipe.model.init_from) if recipe.model.init_from else None,
         activation_checkpointing=recipe.train.activation_checkpointing,
     )
+    _check_best(recipe.checkpoint, task, validation)
     engine = Engine(task, settled.deepspeed, recipe.optim, device)
     if found is not None:
         engine.load(found.folder, found.manifest["files"])
@@ -96,40 +101,63 @@ def start_pretraining(settled: Settled, peak: Peak, terminal: Terminal, began: f
         if changed is not None:
             progress.say(f"reshard {changed}")
     progress.start(state.step, plan.total_steps)
-    share = Share(world.rank, world.size, settled.batch.micro_batch, settled.batch.accumulation)
-    position = checkpoint.read_position(found) if found is not None else None
-    stop = StopRequest(folder / "stop" if first else None, began)
-    with dist.together():
-        if stop.remove_old_file():
-            progress.say(f"note    {folder / 'stop'} is older than this launch: removed, not obeyed")
-    stop.listen(watch_launcher="CROSS_RANK" in os.environ)  # set by DeepSpeed's launcher alone
+    records = Records(sinks, events, progress)
+    saved_step = state.step if found is not None else None
+    saver = Saver(recipe, root, engine, settled.identity, reading.record, records, saved_step, best)
     return Trainer(
         recipe=recipe,
         plan=plan,
         task=task,
         engine=engine,
         validation=validation,
-        open_loader=lambda start: Loader(
-            data.steps(reading, share, start=start, position=position, pin=device.type == "cuda"),
-            recipe.data.prefetch_steps,
-        ),
-        identity=settled.identity,
+        source=source,
         device=device,
         meter=Meter(
             settled.batch.global_batch * recipe.data.context_length,
             settled.flops_per_token,
             peak.flops * world.size if peak.flops else None,
         ),
-        sinks=sinks,
-        events=events,
-        progress=progress,
-        stop=stop,
+        records=records,
+        saver=saver,
+        watch=Watch(recipe, records, found.manifest.get("guard", {}) if found is not None else {}),
+        stop=_listen_for_stops(folder, progress, began),
         state=state,
-        skips=SkipGuard(recipe.guard),
-        record=reading.record,
-        saved_step=state.step if found else None,
+        windows=windows,
         evaluated_step=evaluated,
     )
+
+
+def _tell_plan(progress: RunProgress, plan: Plan, data: RunData, planned: Mapping[str, int], wanted_steps: int) -> None:
+    progress.say(_plan_line(plan, data, wanted_steps))
+    for line in unreached_stages(data.options, plan.total_samples * plan.tokens_per_sample):
+        progress.say(f"note    {line}")
+    for name, samples in planned.items():
+        progress.say(f"source  {name}: {samples:,} samples, {samples / len(data.train[name]):.2f} epochs of it")
+
+
+def _check_best(wanted: Checkpoint, task: Task, validation: Rows | None) -> None:
+    """ConfigError when the recipe asks for the best by a metric that no evaluation tells."""
+    if wanted.best_metric is None:
+        return
+    if wanted.best_metric not in task.metric_names:
+        raise ConfigError(
+            f"checkpoint.best_metric={wanted.best_metric} is no value of an evaluation: choose one of "
+            f"{', '.join(task.metric_names)}"
+        )
+    if validation is None:
+        raise ConfigError(
+            f"checkpoint.best_metric={wanted.best_metric} needs an evaluation and there is no validation data: prepare "
+            "some, or leave it out"
+        )
+
+
+def _listen_for_stops(folder: Path, progress: RunProgress, began: float) -> StopRequest:
+    stop = StopRequest(folder / "stop" if dist.rank() == 0 else None, began)
+    with dist.together():
+        if stop.remove_old_file():
+            progress.say(f"note    {folder / 'stop'} is older than this launch: removed, not obeyed")
+    stop.listen(watch_launcher="CROSS_RANK" in os.environ)  # set by DeepSpeed's launcher alone
+    return stop
 
 
 def _resume_point(settled: Settled, events: Events, progress: RunProgress) -> Found | None:

@@ -39,6 +39,7 @@ def audit(
         ),
     ] = None,
     show: Annotated[int | None, typer.Option(min=1, help="Decode so many samples instead")] = None,
+    step: Annotated[int | None, typer.Option(min=1, help="Decode the samples of this optimizer step of a run")] = None,
     split: Annotated[str | None, typer.Option(help="With --show: train (default) or validation")] = None,
     start: Annotated[
         int | None, typer.Option("--from", min=0, help="With --show: row of a dataset or position of a run; default 0")
@@ -54,11 +55,16 @@ def audit(
     if split not in (None, "train", "validation"):
         raise ConfigError(f"--split {split} is unknown: choose train or validation")
     for name, value in (("--split", split), ("--from", start)):
-        if show is None and value is not None:
+        if show is None and value is not None and step is None:
             raise ConfigError(f"{name} {value} has no effect without --show: add --show N, or remove it")
+        if step is not None and value is not None:
+            raise ConfigError(f"{name} {value} contradicts --step, which says what is shown: remove one of them")
     raise_open_files()
     is_run = (Path(target) / "recipe.yaml").is_file()
-    if show is not None:
+    if step is not None:
+        samples = _samples_of_step(target, overrides or [], step, show)
+        print(json.dumps(samples) if as_json else "\n\n".join(map(_drawn, samples)))
+    elif show is not None:
         samples = (_samples_of_run if is_run else _samples_of_dataset)(
             target, overrides or [], cast("Split", split or "train"), start or 0, show
         )
@@ -155,8 +161,9 @@ def _verdict(report: "RunReport") -> str:
         return "nothing to prove: no checkpoint was written"
     unchecked = [source.name for source in report.sources if not source.is_checked]
     once = f", once an epoch but for {', '.join(unchecked)}" if unchecked else ", each row once an epoch"
+    over = f" ({state.passed_over:,} samples were passed over by roll-backs)" if state.passed_over else ""
     return (
-        f"proven: step {state.step:,}, {state.samples_seen:,} samples as the order says{once}; "
+        f"proven: step {state.step:,}, {state.samples_seen:,} samples{over} as the order says{once}; "
         f"{_counted(report.proven, 'record')} of {_counted(len(report.launches), 'launch', 'launches')} agree, "
         f"{_counted(len(report.checkpoints), 'checkpoint')} on the disk"
     )
@@ -201,6 +208,15 @@ def _samples_of_run(
         return _decoded(run.data, split, _rows_from(run.data, split, start, count))
     samples = _decoded(run.data, split, run.rows_at(start, count))
     return [{"position": start + number, **sample} for number, sample in enumerate(samples)]
+
+
+def _samples_of_step(target: str, overrides: "Sequence[str]", step: int, count: int | None) -> list[dict[str, Any]]:
+    from scaletrain.engine.audit import open_run
+
+    if not (Path(target) / "recipe.yaml").is_file():
+        raise ConfigError(f"--step {step} is of a run and {target} is none: give a run folder, or --from and --show")
+    start, samples = open_run(Path(target), overrides).samples_of(step)
+    return _samples_of_run(target, overrides, "train", start, min(count or samples, samples))
 
 
 def _rows_from(data: "TrainingData", split: "Split", start: int, count: int) -> list[tuple[str, int]]:

@@ -38,11 +38,13 @@ class Loaded:
 
 
 def read_trained(path: Path) -> Trained:
-    """The weights of a run's newest checkpoint, or of a checkpoint folder; CheckpointError when there is none."""
+    """The weights of a run's newest checkpoint, of a checkpoint folder or of RUN/checkpoints/best; CheckpointError when
+    there is none."""
     from scaletrain.config.architecture import Architecture
+    from scaletrain.engine.checkpoint import BEST
     from scaletrain.engine.weights import find_checkpoint, read_weights
 
-    if not path.is_dir():
+    if not path.is_dir() and path.name != BEST:
         raise CheckpointError(f"{path} is not a folder: give a run, a checkpoint or a Hugging Face folder")
     found = find_checkpoint(path, _tell_passed_over)
     tokenizer = found.folder.parent.parent / "tokenizer"

@@ -15,6 +15,7 @@ from scaletrain.errors import EXIT_STOPPED, EXIT_USER, ScaleTrainError
 if TYPE_CHECKING:
     from scaletrain.assemble.settle import Settled
     from scaletrain.engine.trainer import Trainer
+    from scaletrain.runtime.lifeline import Lifeline
     from scaletrain.runtime.log import Terminal
     from scaletrain.track.peak import Peak
 
@@ -62,6 +63,7 @@ def _train(args: argparse.Namespace, began: float) -> int:
     from scaletrain.assemble import settle
     from scaletrain.engine import run_folder
     from scaletrain.runtime import dist, log
+    from scaletrain.runtime.lifeline import Lifeline
 
     settled = settle.settle_recipe(args.recipe, args.overrides, args.deepspeed_config)
     settle.set_threads(settled.world)
@@ -79,20 +81,26 @@ def _train(args: argparse.Namespace, began: float) -> int:
         if settled.world.is_first:
             print(f"error: {error}", file=terminal.err if terminal else sys.__stderr__, flush=True)
         return EXIT_USER
+    line = Lifeline(
+        settled.world,
+        log_file.parent,
+        settled.recipe.guard.hang_seconds,
+        tell=lambda text: print(text, file=terminal.err, flush=True),
+        leave=lambda: os._exit(1),  # at once: the main thread may hold what a flush waits for
+    )
     try:
         return _train_held(settled, terminal, began)
     except ScaleTrainError as error:
         return _end_with_fault(str(error), settled, terminal)
     except OSError as error:
         if error.errno not in DISK_FAULTS:
-            log.report_crash(terminal.err, settled.world.rank, log_file)
-            return 1
+            return _end_with_crash(error, line, settled, terminal)
         remedy = "free space there and run the same command again; it goes on from the last checkpoint"
         return _end_with_fault(f"{error.filename or folder}: {error.strerror}: {remedy}", settled, terminal)
-    except Exception:  # noqa: BLE001  told with rank, host and log, then the process ends with 1
-        log.report_crash(terminal.err, settled.world.rank, log_file)
-        return 1
+    except Exception as error:  # noqa: BLE001  told with rank, host and log, then the process ends with 1
+        return _end_with_crash(error, line, settled, terminal)
     finally:
+        line.close()
         if lock is not None:
             lock.close()
 
@@ -109,10 +117,20 @@ def _train_held(settled: "Settled", terminal: "Terminal", began: float) -> int:
     try:
         stopped = trainer.run()
     finally:
-        trainer.close()
+        trainer.records.close()
     for line in farewell(trainer, stopped):
-        trainer.progress.say(line)
+        trainer.records.say(line)
     return EXIT_STOPPED if stopped else 0
+
+
+def _end_with_crash(error: Exception, line: "Lifeline", settled: "Settled", terminal: "Terminal") -> int:
+    """The cause may be on another rank: the lifeline's line tells it and ends the process, unless there is nobody."""
+    from scaletrain.runtime import log
+
+    line.fail(error)
+    log_file = Path(settled.recipe.run.dir) / "logs" / f"rank-{settled.world.rank:05d}.log"
+    log.report_crash(terminal.err, settled.world.rank, log_file)
+    return 1
 
 
 def _end_with_fault(message: str, settled: "Settled", terminal: "Terminal") -> int:
@@ -149,7 +167,7 @@ def farewell(trainer: "Trainer", stopped: str | None) -> list[str]:
     """What a person does next."""
     from scaletrain.engine.checkpoint import step_folder
 
-    run, where = trainer.recipe.run.dir, step_folder(trainer.checkpoints, trainer.state.step)
+    run, where = trainer.recipe.run.dir, step_folder(trainer.saver.root, trainer.state.step)
     if stopped:
         wanted, again = trainer.recipe.train.stop_at_step, "run the same command to go on"
         if wanted is not None and trainer.state.step >= wanted:  # the same command would stop again

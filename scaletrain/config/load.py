@@ -1,6 +1,6 @@
 """Recipe files: YAML and `section.key=value` overrides in, one checked Recipe out; every problem is told at once."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -85,10 +85,16 @@ def _checked(data: dict[str, Any], path: Path, problems: list[str]) -> Recipe | 
     return recipe.model_copy(update={"deepspeed": str(found_file)})
 
 
+def _guard_problems(recipe: Recipe) -> Iterator[str]:
+    for name in ("on_spike", "on_nonfinite"):
+        if getattr(recipe.guard, name) == "roll_back" and recipe.data.source == "huggingface":
+            yield f"guard.{name}=roll_back needs prepared data, a live source is read once: choose another policy"
+
+
 def recipe_problems(recipe: Recipe) -> list[str]:
     """Every rule over several keys that `recipe` breaks, a line each. A warm-up may be longer than a (trial) run."""
     train, model = recipe.train, recipe.model
-    found = data_problems(recipe.data)
+    found = [*data_problems(recipe.data), *_guard_problems(recipe)]
     if train.max_steps is None and train.max_tokens is None:
         found.append("train.max_steps and train.max_tokens are not set: give one, it is the length of the run")
     if train.max_steps is not None and train.max_tokens is not None:

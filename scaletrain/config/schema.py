@@ -216,6 +216,10 @@ class Checkpoint(Section):
     """Newest checkpoints that stay on disk."""
     keep_every_steps: Positive | None = None
     """Checkpoints of these steps stay for ever, such as 10000: those of steps 10,000, 20,000 ..."""
+    best_metric: str | None = None
+    """A value of the evaluation, such as loss: the checkpoint of the best one stays, as RUN/checkpoints/best tells."""
+    best_is: Literal["lowest", "highest"] = "lowest"
+    """Which values of best_metric are better."""
     background: bool = True
     """Copy the state to host memory and write it while training goes on; false: training waits for the disk."""
     on_failure: Literal["stop", "continue"] = "stop"
@@ -227,14 +231,37 @@ class Checkpoint(Section):
 class Guard(Section):
     """What watches the run for faults."""
 
-    on_nonfinite: Literal["skip", "stop"] = "skip"
+    on_nonfinite: Literal["skip", "stop", "roll_back"] = "skip"
     """When loss or gradients are not finite. The update is left out in any case, and an event tells ranks and samples;
-    skip: train on; stop: save and end."""
+    skip: train on; stop: save and end; roll_back: see on_spike."""
     max_skips: Positive = 20
     """Updates left out in a row that end the run, saved."""
+    on_spike: Literal["note", "stop", "roll_back"] = "note"
+    """When the loss is far above what it was. An event tells the samples in any case; note: train on; stop: save and
+    end; roll_back: go back to the last checkpoint from before it, and pass over the samples from there to its end."""
+    spike_window: Annotated[Positive, Field(ge=4)] = 100
+    """Losses of the last so many steps that a loss is held against: their median and, from their distances to it, their
+    deviation. A run watches from half of them on."""
+    spike_sigmas: Annotated[Real, Field(gt=0)] = 6.0
+    """Deviations above the median from which on a loss is too high."""
+    spike_steps: Positive = 3
+    """Steps in a row whose loss is too high that make a spike."""
+    max_roll_backs: Positive = 3
+    """Roll-backs of the whole run; a further one ends it, saved."""
+    compare_every_steps: Positive | None = 1000
+    """Steps between comparisons of the weights that ranks hold twice, by a digest: a rank that differs ends the run
+    before it saves. null: never. At ZeRO stage 3 no rank holds another's weights."""
+    straggler_ratio: Annotated[Real, Field(gt=1)] = 1.5
+    """A rank that needs this many times the median rank's seconds for reading and forward passes is slow."""
+    straggler_logs: Positive = 3
+    """Logged steps in a row at which the same rank is slow that make an event and a line."""
     collective_timeout_seconds: Annotated[Real, Field(ge=1)] = 1800.0
     """Seconds that a rank waits for the others in a collective operation, in DeepSpeed's own groups too, before it
-    fails. Longer than the longest evaluation or save of one rank."""
+    fails. Longer than the longest evaluation or save of one rank, and than hang_seconds, so that the hang is told."""
+    hang_seconds: Annotated[Real, Field(ge=2)] = 900.0
+    """Seconds without progress on any rank, or without a word from one, after which the run ends and the ranks that
+    keep the others waiting are named. Longer than one optimizer step, a whole evaluation and a save; the start may take
+    1800 seconds in any case."""
 
 
 class Evaluate(Section):

@@ -45,6 +45,18 @@ class Run:
         """To be computed."""
         return sum(branch.samples for branch in _branches(self.claims, self.record))
 
+    def samples_of(self, step: int) -> tuple[int, int]:
+        """Position of the first sample of optimizer step `step`, and how many it read. CheckpointError when the run has
+        not taken it."""
+        reached = max(self.state.step, self.history.last_step)
+        for launch in reversed(self.history.launches):
+            if launch.state.step < step:
+                batch = launch.batch or self.recipe.train.global_batch_size
+                if step <= reached:
+                    return launch.state.samples_seen + (step - 1 - launch.state.step) * batch, batch
+                break
+        raise CheckpointError(f"step {step} is not among those that the run has taken: its last is {reached}")
+
     def rows_at(self, start: int, count: int) -> list[tuple[str, int]]:
         """Source and row of the samples at positions start..start+count-1 of the run."""
         assert self.data is not None
@@ -187,7 +199,7 @@ def _compare_with_events(found: Found, history: History) -> None:
     if history.batches.get(name, batch) != batch:
         history.faults.append(Fault(where, "samples a step", f"the recipe's {batch}", str(history.batches[name])))
     length = found.manifest["data"]["context_length"]
-    if (tokens := state.samples_seen * length) != state.tokens_seen:
+    if (tokens := (state.samples_seen - state.passed_over) * length) != state.tokens_seen:
         right = f"{tokens:,}, which is {length} a sample"
         history.faults.append(Fault(where, "tokens_seen", right, f"{state.tokens_seen:,}"))
 

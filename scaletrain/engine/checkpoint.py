@@ -1,13 +1,14 @@
 """Checkpoints of a run: written whole or not at all, verified before they are read, the newest good one found."""
 
 import json
+import math
 import shutil
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -22,7 +23,8 @@ FORMAT = 3
 MANIFEST = "manifest.json"
 _ADDABLE = "source "  # parts of a mixture: they may come and go at a resume, but never change
 SELF = "manifest_xxh3_128"  # the manifest's key for the hash of all its other values
-_UNFINISHED = ".unfinished-"
+_UNFINISHED, _STEP = ".unfinished-", "step-"
+BEST = "best"
 
 
 Files = dict[str, tuple[int, str]]  # name -> (bytes, xxh3)
@@ -77,7 +79,7 @@ def read_position(found: Found) -> dict[str, Any] | None:
 
 
 def step_folder(root: Path, step: int) -> Path:
-    return root / f"step-{step:08d}"
+    return root / f"{_STEP}{step:08d}"
 
 
 @dataclass(frozen=True)
@@ -216,7 +218,11 @@ def _commit(
         shutil.rmtree(final)
     unfinished.rename(final)
     sync_folder(final.parent)
-    write_whole(final.parent / "latest", final.name + "\n")
+    point_latest(final.parent, final.name)
+
+
+def point_latest(root: Path, name: str) -> None:
+    write_whole(root / "latest", name + "\n")
 
 
 def latest_name(root: Path) -> str | None:
@@ -228,23 +234,59 @@ def latest_name(root: Path) -> str | None:
     return name if name and (root / name / MANIFEST).is_file() else None
 
 
-def set_aside(root: Path, names: Sequence[str]) -> None:
-    """Renames damaged checkpoints, so that they count no more and can still be looked at. Rank 0 only."""
+@dataclass(frozen=True)
+class Best:
+    """The checkpoint of the best evaluation of a run, as `checkpoints/best` (JSON) tells it."""
+
+    checkpoint: str
+    metric: str
+    value: float
+
+    @property
+    def step(self) -> int:
+        return int(self.checkpoint.removeprefix(_STEP))
+
+    def is_better(self, other: "Best | None", *, lowest: bool) -> bool:
+        """Whether this one is to be kept; a value that is no number never is."""
+        if math.isnan(self.value):
+            return False
+        if other is None or other.metric != self.metric:
+            return True
+        return self.value < other.value if lowest else self.value > other.value
+
+
+def write_best(root: Path, best: Best) -> None:
+    write_whole(root / BEST, json.dumps(asdict(best)) + "\n")
+
+
+def read_best(root: Path) -> Best | None:
+    """The best checkpoint so far; None when there is none (any more)."""
+    try:
+        best = Best(**json.loads((root / BEST).read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
+        return None
+    return best if (root / best.checkpoint / MANIFEST).is_file() else None
+
+
+def set_aside(root: Path, names: Sequence[str], why: str = "damaged") -> None:
+    """Renames checkpoints to `why`-step-..., so that they count no more and can still be looked at. Rank 0 only."""
     for name in names:
-        target = root / f"damaged-{name}"
+        target = root / f"{why}-{name}"
         shutil.rmtree(target, ignore_errors=True)
         (root / name).rename(target)
 
 
-def clean(root: Path, keep_last: int | None = None, keep_every: int | None = None) -> list[str]:
+def clean(
+    root: Path, keep_last: int | None = None, keep_every: int | None = None, best: str | None = None
+) -> list[str]:
     """Removes what a killed save left and, with `keep_last`, all but the newest checkpoints. Rank 0 only.
 
-    Those of steps that are multiples of `keep_every` stay.
+    Those of steps that are multiples of `keep_every` stay, and the one named `best`.
     """
     gone = [p for p in root.glob(f"{_UNFINISHED}*") if p.is_dir()]
     if keep_last is not None:
-        older = sorted(p for p in root.glob("step-*") if p.is_dir())[:-keep_last]
-        gone += [p for p in older if not keep_every or int(p.name.removeprefix("step-")) % keep_every]
+        older = list(step_names(root).items())[:-keep_last]
+        gone += [root / name for name, step in older if name != best and (not keep_every or step % keep_every)]
     for folder in gone:
         shutil.rmtree(folder, ignore_errors=True)
     return [folder.name for folder in gone]
@@ -291,14 +333,20 @@ def damage(found: Found, part: int = 0, parts: int = 1) -> str | None:
     return None
 
 
-def newest_good(root: Path, tell: Callable[[str, str], None]) -> Found | None:
+def step_names(root: Path) -> dict[str, int]:
+    """The checkpoints below `root` and their steps, oldest first, whole or not."""
+    return {p.name: int(p.name.removeprefix(_STEP)) for p in sorted(root.glob(f"{_STEP}*")) if p.is_dir()}
+
+
+def newest_good(root: Path, tell: Callable[[str, str], None], last_step: int | None = None) -> Found | None:
     """The newest checkpoint whose every file is as written; all ranks call it and share the hashing.
 
-    `tell(name, why)` hears of each newer one that was passed over. Raises CheckpointError when there are checkpoints
-    and all are damaged: starting anew over them would lose work.
+    With `last_step`: of those of steps up to it. `tell(name, why)` hears of each newer one that was passed over. Raises
+    CheckpointError when there are checkpoints and all are damaged: starting anew over them would lose work.
     """
-    names = dist.gather(sorted((p.name for p in root.glob("step-*") if p.is_dir()), reverse=True))[0]
-    for name in names:
+    steps: dict[str, int] = dist.gather(step_names(root))[0]
+    names = [name for name, step in steps.items() if last_step is None or step <= last_step]
+    for name in reversed(names):
         try:
             found = Found(root / name, read_manifest(root / name))
             mine = damage(found, dist.rank(), dist.size())

@@ -16,17 +16,24 @@ from scaletrain.config.deepspeed import offloads_optimizer
 from scaletrain.config.schema import Optim
 from scaletrain.data.rows import Batch
 from scaletrain.engine import fragments, state_files
+from scaletrain.engine.timing import DeviceTime
 from scaletrain.errors import CheckpointError, ConfigError
 from scaletrain.model.init import whole_parameter
 from scaletrain.optim.groups import parameter_groups
-from scaletrain.runtime import dist
+from scaletrain.runtime import dist, pulse
 from scaletrain.tasks.task import Sums, Task
+
+_DIGEST_BLOCK = 1 << 16  # elements: in a core's cache
+_ODD = 0x9E3779B97F4A7C1  # odd, so that the factors of elements differ in many bits
 
 
 @dataclass(frozen=True)
 class StepResult:
     """One optimizer step. `loss_sum` is this rank's, on the device; `weight` counts the loss-bearing items of all.
 
+    `micro_losses()` are this rank's loss sums of its micro-batches, on the host, and none where there was nothing to
+    learn: a call waits for the backward pass, not for the update. `forward_seconds()`: what the device spent in forward
+    passes, the waits of ZeRO-3 for other ranks' weights included.
     `grad_norm` is the global norm before clipping, on the device where DeepSpeed leaves it there; not finite on a
     skipped step.
     """
@@ -35,6 +42,8 @@ class StepResult:
     weight: int
     grad_norm: torch.Tensor | float
     skipped: bool
+    micro_losses: Callable[[], list[float]]
+    forward_seconds: Callable[[], float]
 
     def loss(self) -> float:
         """Mean loss an item over all ranks. A collective and a wait for the device: on logging steps only."""
@@ -55,7 +64,6 @@ class Engine:
             config = {**config, "gradient_clipping": 0.0}
         # ... and in fp16 it tells the norm of the gradients as they are scaled against underflow.
         self._scaled_norm = self._zero_stage == 0 and bool(config.get("fp16", {}).get("enabled"))
-        self._skipped = 0
         try:
             self._engine = _initialize(task, config, optim, device)
         except ValidationError as error:  # ranges and cross-field rules of DeepSpeed's own config classes
@@ -70,34 +78,34 @@ class Engine:
         self._shapes = {name: list(getattr(p, "ds_shape", p.shape)) for name, p in module.named_parameters()}
         self._tied = _tied_names(module)
 
-    @property
-    def skipped_steps(self) -> int:
-        """Steps of this launch whose gradients were not finite."""
-        return self._skipped
-
     def train_step(self, batches: Sequence[Batch], lr: float, weight: int) -> StepResult:
         """One optimizer step over this rank's micro-batches; `weight`: loss-bearing items of all ranks' batches.
 
         Without any there is nothing to learn: the step is skipped, and no counter of the optimizer moves.
         """
         if not weight:
-            self._skipped += 1
-            return StepResult(torch.zeros((), device=self._device), 0, 0.0, skipped=True)
+            return StepResult(torch.zeros((), device=self._device), 0, 0.0, True, list, float)
         engine = self._engine
         engine.train()
         for group in engine.optimizer.param_groups:
             group["lr"] = lr
         scale = dist.size() * self._accumulation / weight  # undoes DeepSpeed's two averages: ranks, accumulation
         loss_sum = torch.zeros((), device=self._device)
+        losses, timer = [], DeviceTime(self._device)
         for batch in batches:
-            loss = self._task.loss_sums(engine, self._to_device(batch))["loss"]
+            pulse.mark("forward")
+            with timer.part():
+                loss = self._task.loss_sums(engine, self._to_device(batch))["loss"]
+            pulse.mark("backward")
             engine.backward(loss * scale)
             loss_sum += loss.detach()
+            losses.append(loss.detach())
             if batch is not batches[-1]:
                 engine.step()  # counts a micro-batch; updates nothing
+        micro_losses = _copy_to_host(torch.stack(losses))
+        pulse.mark("optimizer")
         grad_norm, skipped = self._update()
-        self._skipped += skipped
-        return StepResult(loss_sum, weight, grad_norm, skipped)
+        return StepResult(loss_sum, weight, grad_norm, skipped, micro_losses, timer.seconds)
 
     def _update(self) -> tuple[torch.Tensor | float, bool]:
         engine = self._engine
@@ -120,6 +128,13 @@ class Engine:
         """The task's sums over this rank's batch, on the device."""
         self._engine.eval()
         return self._task.loss_sums(self._engine, self._to_device(batch))
+
+    def weights_digest(self) -> int | None:
+        """Tells the weights that this rank computes with, alike on all ranks; None at stage 3, where each holds its own
+        part. Reads all weights once."""
+        if self._zero_stage == 3:
+            return None
+        return sum(n * _digest(p.detach()) for n, p in enumerate(self._engine.module.parameters(), start=1)) % 2**64
 
     def writer(self, *, copy: bool) -> Callable[[Path], dict[str, tuple[int, str]]]:
         """What writes this rank's part of the state into a folder, and tells the file's name, bytes and xxh3.
@@ -186,6 +201,32 @@ class Engine:
         if self._device.type == "cpu":
             return batch
         return {name: tensor.to(self._device, non_blocking=True) for name, tensor in batch.items()}
+
+
+def _digest(weights: torch.Tensor) -> int:
+    """A sum over all elements' bits, each times an odd number of its own: any one that changes changes it."""
+    bits = weights.flatten().view({2: torch.int16, 4: torch.int32}[weights.element_size()])
+    total = 0
+    for first in range(0, bits.numel(), _DIGEST_BLOCK):
+        block = bits[first : first + _DIGEST_BLOCK].long()
+        odd = torch.arange(first, first + block.numel(), device=block.device).mul_(2 * _ODD).add_(1)
+        total += int(block.mul_(odd).sum())
+    return total
+
+
+def _copy_to_host(values: torch.Tensor) -> Callable[[], list[float]]:
+    """Begins a copy; what comes back waits for it alone, not for what the device is given to do afterwards."""
+    if values.device.type == "cpu":
+        return values.tolist
+    copy = values.to("cpu", non_blocking=True)  # into pinned memory, as torch does for such a copy
+    copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
+    copied.record()
+
+    def read() -> list[float]:
+        copied.synchronize()
+        return copy.tolist()
+
+    return read
 
 
 def _initialize(task: Task, config: dict[str, Any], optim: Optim, device: torch.device) -> Any:

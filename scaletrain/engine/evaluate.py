@@ -6,7 +6,7 @@ import torch
 from scaletrain.data.rows import Rows
 from scaletrain.engine.engine import Engine
 from scaletrain.errors import ScaleTrainError
-from scaletrain.runtime import dist
+from scaletrain.runtime import dist, pulse
 from scaletrain.tasks.task import Task
 
 
@@ -21,6 +21,7 @@ def evaluate(engine: Engine, task: Task, rows: Rows, batch_size: int, max_sample
     totals: dict[str, torch.Tensor] = {}
     fault: ScaleTrainError | None = None
     for part in ids.reshape(rounds, dist.size(), batch_size)[:, dist.rank()]:
+        pulse.mark("evaluation")
         try:
             batch = rows.fetch(part)
         except ScaleTrainError as error:  # the others are in the middle of it: this rank goes on, with padding

@@ -1,22 +1,39 @@
-"""What the run does about updates that were left out: each is told with its cause, and too many end the run."""
+"""What a run does about updates left out and spikes of the loss: it tells, ends, or goes back to a checkpoint."""
 
-from dataclasses import dataclass
+import math
+import shlex
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from statistics import median
+from typing import Any, Literal
 
 from scaletrain.config.schema import Guard
 from scaletrain.errors import TrainingError
 
+NOTHING_TO_LEARN = "a batch in which no token bears loss"
+
+
+class GoBack(Exception):  # noqa: N818  no error: the trainer obeys it
+    """The run is to go back to a checkpoint from before `first_step`, and to pass over the samples up to `end`."""
+
+    def __init__(self, reason: str, first_step: int, end: int) -> None:
+        super().__init__(reason)
+        self.reason, self.first_step, self.end = reason, first_step, end
+
 
 @dataclass
 class SkipGuard:
-    """Counts updates left out in a row, of this launch."""
+    """Counts updates left out in a row."""
 
     policy: Guard
     in_a_row: int = 0
 
-    def note(self, cause: str | None) -> None:
-        """Hears of a step: why its update was left out, or None. TrainingError when the run should end.
+    def note(self, cause: str | None, step: int = 0, end: int = 0) -> None:
+        """Hears of each step, whose samples end before position `end`: why its update was left out, or None.
 
-        All ranks hear the same and so raise together.
+        All ranks hear the same and so raise together: TrainingError when the run should end, GoBack when it should go
+        back.
         """
         self.in_a_row = self.in_a_row + 1 if cause is not None else 0
         if cause is None:
@@ -26,25 +43,147 @@ class SkipGuard:
                 f"{self.in_a_row} updates in a row were left out (guard.max_skips={self.policy.max_skips}), the last "
                 f"one because of {cause}: lower optim.lr, look at the samples, or resume with a higher guard.max_skips"
             )
-        if self.policy.on_nonfinite == "stop" and not cause.startswith(NOTHING_TO_LEARN):
+        if cause.startswith(NOTHING_TO_LEARN):
+            return
+        if self.policy.on_nonfinite == "stop":
             raise TrainingError(
                 f"an update was left out because of {cause}, and guard.on_nonfinite is stop: look at the samples, "
                 "lower optim.lr, or resume with guard.on_nonfinite=skip"
             )
+        if self.policy.on_nonfinite == "roll_back":
+            raise GoBack(cause, step, end)
 
 
-NOTHING_TO_LEARN = "a batch in which no token bears loss"
-
-
-def cause_of_skip(weight: int, finite: list[bool], first_sample: int, samples: int) -> str:
+def cause_of_skip(weight: int, bad: Sequence[tuple[int, int]], first_sample: int, samples: int) -> str:
     """In words why an update was left out, and where in the run's order its samples stand.
 
-    `weight`: loss-bearing tokens of the batch; `finite`: for each rank, whether its loss was.
+    `weight`: loss-bearing tokens of the batch; `bad`: rank and number of each micro-batch whose loss was not finite.
     """
-    where = f" (samples {first_sample:,} to {first_sample + samples - 1:,} of the run)"
+    where = f" ({_samples(first_sample, samples)})"
     if not weight:
         return NOTHING_TO_LEARN + where
-    bad = [str(rank) for rank, is_finite in enumerate(finite) if not is_finite]
     if not bad:
         return "gradients that are not finite, though each rank's loss is" + where
-    return f"a loss that is not finite on rank{'s' if len(bad) > 1 else ''} {', '.join(bad)}" + where
+    ranks: dict[int, list[str]] = {}
+    for rank, number in bad:
+        ranks.setdefault(rank, []).append(str(number))
+    places = [f"rank {rank} (micro-batch {', '.join(numbers)})" for rank, numbers in ranks.items()]
+    return f"a loss that is not finite on {', '.join(places)}" + where
+
+
+def not_finite(losses: Sequence[Sequence[float]]) -> list[tuple[int, int]]:
+    """Rank and number, both from 0, of each micro-batch whose loss is not finite; `losses`: each rank's."""
+    return [(rank, n) for rank, of in enumerate(losses) for n, loss in enumerate(of) if not math.isfinite(loss)]
+
+
+def show_command(run: str, step: int) -> str:
+    """What shows the samples of a step of a run."""
+    return f"scaletrain audit {shlex.quote(run)} --step {step}"
+
+
+@dataclass(frozen=True)
+class Spike:
+    """The loss at the step that made a spike, what it is held against, where the spike began and its samples stand."""
+
+    loss: float
+    median: float
+    sigma: float
+    first_step: int
+    first_sample: int
+    samples: int
+
+    def __str__(self) -> str:
+        return (
+            f"a loss of {self.loss:.4g} where the median is {self.median:.4g} with a deviation of {self.sigma:.2g} "
+            f"({_samples(self.first_sample, self.samples)})"
+        )
+
+
+@dataclass
+class SpikeGuard:
+    """Holds each loss against those before it. Losses that are too high are no measure for later ones.
+
+    The deviation is 1.4826 times the median distance to the median (of normal values: their standard deviation), but a
+    hundredth of the median at least, so that the last digits of a flat loss are no spike. A loss that is no number is
+    too high.
+    """
+
+    policy: Guard
+    remembered: Sequence[float] = ()  # losses of an earlier launch, oldest first
+    _window: deque[float] = field(init=False)
+    _in_a_row: int = 0  # steps too high
+    _first: tuple[int, int] = (0, 0)  # step and sample of the first of these
+
+    def __post_init__(self) -> None:
+        self._window = deque(self.remembered, maxlen=self.policy.spike_window)
+
+    @property
+    def losses(self) -> list[float]:
+        """What the next launch is to remember."""
+        return list(self._window)
+
+    def note(self, loss: float, step: int, first_sample: int, samples: int) -> Spike | None:
+        """Hears of the mean loss of a step over all ranks, and of its samples; a spike at the step that makes it one.
+
+        Steps whose update was left out are not told here.
+        """
+        if len(self._window) * 2 < self.policy.spike_window:
+            self._window.append(loss)
+            return None
+        middle = median(self._window)
+        spread = 1.4826 * median(abs(value - middle) for value in self._window)
+        sigma = max(spread, abs(middle) / 100, 1e-3)
+        if loss <= middle + self.policy.spike_sigmas * sigma:
+            self._window.append(loss)
+            self._in_a_row = 0
+            return None
+        self._in_a_row += 1
+        if self._in_a_row == 1:
+            self._first = step, first_sample
+        if self._in_a_row != self.policy.spike_steps:
+            return None  # not yet a spike, or told already
+        first_step, first = self._first
+        return Spike(loss, middle, sigma, first_step, first, first_sample + samples - first)
+
+    def judge(self, spike: Spike) -> None:
+        """TrainingError when the recipe ends a run at a spike, GoBack when it has it go back."""
+        if self.policy.on_spike == "stop":
+            raise TrainingError(
+                f"{self.policy.spike_steps} steps in a row ended in {spike}, and guard.on_spike is stop: look at the "
+                "samples, lower optim.lr, or resume with guard.on_spike=note"
+            )
+        if self.policy.on_spike == "roll_back":
+            raise GoBack(str(spike), spike.first_step, spike.first_sample + spike.samples)
+
+    def forget(self) -> None:
+        """The run went back: the steps that were too high have not happened."""
+        self._in_a_row = 0
+
+
+@dataclass
+class StragglerGuard:
+    """Finds a rank that needs longer than the others for what it does alone, in several logged steps in a row."""
+
+    policy: Guard
+    _slow: int | None = None
+    _in_a_row: int = 0
+
+    def note(self, seconds: Sequence[float]) -> tuple[Literal["slow", "recovered"], int, dict[str, Any]] | None:
+        """Hears of each rank's own seconds a step (reading and forward passes, without waiting for others).
+
+        Tells once that a rank is slow, with the numbers, and once that it is so no longer.
+        """
+        middle, worst = sorted(seconds)[(len(seconds) - 1) // 2], max(seconds)
+        rank = list(seconds).index(worst)
+        numbers = {"slow_rank": rank, "seconds": worst, "median_seconds": middle}
+        told = self._slow is not None and self._in_a_row >= self.policy.straggler_logs
+        if len(seconds) == 1 or worst <= self.policy.straggler_ratio * middle:
+            before, self._slow, self._in_a_row = self._slow, None, 0
+            return ("recovered", before, numbers) if told and before is not None else None
+        self._in_a_row = self._in_a_row + 1 if rank == self._slow else 1
+        self._slow = rank
+        return ("slow", rank, numbers) if self._in_a_row == self.policy.straggler_logs else None
+
+
+def _samples(first: int, count: int) -> str:
+    return f"samples {first:,} to {first + count - 1:,} of the run"

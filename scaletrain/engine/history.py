@@ -3,7 +3,7 @@
 import json
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +40,7 @@ class History:
     points: list[tuple[str, Launch, RunState]] = field(default_factory=list)
     saved: dict[str, RunState] = field(default_factory=dict)
     batches: dict[str, int] = field(default_factory=dict)
+    last_step: int = 0  # that any event tells of
     damaged: set[str] = field(default_factory=set)
     faults: list[Fault] = field(default_factory=list)
     notes: list[Fault] = field(default_factory=list)
@@ -69,6 +70,7 @@ def read_events(path: Path, history: History) -> None:
             history.notes.append(Fault(where, "its beginning was torn off by a kill"))
         try:
             event = json.loads(whole)
+            history.last_step = max(history.last_step, int(event["step"]))
             if (follow := _FOLLOW.get(event["event"])) is not None:
                 follow(history, where, event)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
@@ -111,6 +113,36 @@ def _follow_resume(history: History, where: str, event: Mapping[str, Any]) -> No
     history.saved[name] = before or state
     _begin(history, where, event, state)
     history.points.append((f"{where} (resume from {name})", history.launches[-1], state))
+
+
+def _follow_roll_back(history: History, where: str, event: Mapping[str, Any]) -> None:
+    name, state = event["checkpoint"], _state(event)
+    before = history.saved.get(name)
+    if before is not None and before != state:
+        history.faults.append(Fault(where, f"rolled back to {name}", shown(before), shown(state)))
+    history.saved = {n: s for n, s in history.saved.items() if s.samples_seen <= state.samples_seen}
+    history.saved[name] = before or state
+    _go_on(history, where, "rolled back", state)
+
+
+def _follow_pass_over(history: History, where: str, event: Mapping[str, Any]) -> None:
+    state, first, samples = _state(event), int(event["first_sample"]), int(event["samples"])
+    if first + samples != state.samples_seen:
+        history.faults.append(
+            Fault(where, "samples passed over", f"up to {first + samples:,}", f"{state.samples_seen:,}")
+        )
+    launch = _go_on(history, where, "passed over samples", state)
+    history.points.append((f"{where} (samples passed over)", launch, state))
+
+
+def _go_on(history: History, where: str, kind: str, state: RunState) -> Launch:
+    """The launch goes on at `state`, at another place than where it was: told as a launch of its own."""
+    if not history.launches:
+        raise ValueError(f"{kind} before any start")
+    before = history.launches[-1]
+    before.end = kind
+    history.launches.append(replace(before, where=where, kind=kind, state=state, saved=state.step, end=RUNNING))
+    return history.launches[-1]
 
 
 def _begin(history: History, where: str, event: Mapping[str, Any], state: RunState) -> None:
@@ -170,6 +202,8 @@ _FOLLOW: dict[str, Callable[[History, str, Mapping[str, Any]], None]] = {
     "mixture": _follow_data,
     "checkpoint": _follow_checkpoint,
     "bad_checkpoint": _follow_damage,
+    "roll_back": _follow_roll_back,
+    "pass_over": _follow_pass_over,
     "stop": _follow_end,
     "end": _follow_end,
 }

@@ -8,7 +8,9 @@ from typing import Any
 class RunState:
     """Optimizer steps taken, samples and tokens read by them over all ranks; `skipped_steps` of them changed nothing.
 
-    `sample_digest` tells which samples they were (scaletrain.data.order.digest): an audit computes it again.
+    `samples_seen` is the place in the run's order too: it counts the samples `passed_over` by roll-backs, of which
+    nothing was learned and no token counts. `sample_digest` tells which samples they were (data/order.py): an audit
+    computes it again.
     """
 
     step: int = 0
@@ -16,6 +18,7 @@ class RunState:
     tokens_seen: int = 0
     sample_digest: int = 0
     skipped_steps: int = 0
+    passed_over: int = 0
 
     def advance(self, samples: int, tokens: int, *, skipped: bool = False) -> "RunState":
         return replace(
@@ -25,6 +28,11 @@ class RunState:
             tokens_seen=self.tokens_seen + tokens,
             skipped_steps=self.skipped_steps + skipped,
         )
+
+    def pass_over(self, until: int) -> "RunState":
+        """The state that goes on at sample `until`."""
+        passed = until - self.samples_seen
+        return replace(self, samples_seen=until, passed_over=self.passed_over + passed)
 
     def with_samples(self, digest: int) -> "RunState":
         """The state after the samples of this digest were read too."""
@@ -37,4 +45,5 @@ class RunState:
     def from_dict(cls, values: dict[str, Any]) -> "RunState":
         counters = {name: int(values[name]) for name in ("step", "samples_seen", "tokens_seen")}
         digest = int(values["sample_digest"], 16)
-        return cls(**counters, sample_digest=digest, skipped_steps=int(values.get("skipped_steps", 0)))
+        later = {name: int(values.get(name, 0)) for name in ("skipped_steps", "passed_over")}
+        return cls(**counters, **later, sample_digest=digest)

@@ -1,10 +1,8 @@
-"""The loop: read, step, count; and when due log, evaluate, save or stop."""
+"""The loop: read, step, count; and when due log, evaluate, save, go back or stop."""
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
@@ -12,21 +10,22 @@ import torch
 from scaletrain.config.schema import Recipe
 from scaletrain.data.loader import Step
 from scaletrain.data.rows import Rows
-from scaletrain.engine import checkpoint
-from scaletrain.engine.checkpoint import Identity, Pending
+from scaletrain.engine import roll_back
 from scaletrain.engine.engine import Engine, StepResult
 from scaletrain.engine.evaluate import evaluate
-from scaletrain.engine.guard import SkipGuard, cause_of_skip
+from scaletrain.engine.guard import GoBack
 from scaletrain.engine.plan import Plan
+from scaletrain.engine.records import Records
+from scaletrain.engine.roll_back import Window
+from scaletrain.engine.saver import Saver
 from scaletrain.engine.state import RunState
-from scaletrain.errors import CheckpointError, ScaleTrainError, TrainingError
+from scaletrain.engine.watch import Watch
+from scaletrain.errors import ScaleTrainError, TrainingError
 from scaletrain.optim.schedule import lr_at
-from scaletrain.runtime import dist
+from scaletrain.runtime import dist, pulse
 from scaletrain.runtime.stop import StopRequest, TimeLimit
 from scaletrain.tasks.task import Task
 from scaletrain.track.meter import Meter, peak_memory_bytes
-from scaletrain.track.progress import RunProgress
-from scaletrain.track.sinks import Events, Sink
 
 
 class Steps(Protocol):
@@ -34,6 +33,20 @@ class Steps(Protocol):
 
     def __next__(self) -> Step: ...
     def close(self) -> None: ...
+
+
+class Source(Protocol):
+    """Where the samples of a run come from, and how far it goes with them."""
+
+    def open(self, start: int) -> Steps:
+        """Steps from sample `start` of the run on."""
+        ...
+
+    def digest(self, start: int, end: int) -> int:
+        """Which samples stand at positions start..end-1 of the run, see data/order.py."""
+        ...
+
+    def plan(self, state: RunState) -> Plan: ...
 
 
 @dataclass
@@ -45,84 +58,94 @@ class Trainer:
     task: Task
     engine: Engine
     validation: Rows | None
-    open_loader: Callable[[int], Steps]
-    identity: Identity
+    source: Source
     device: torch.device
     meter: Meter
-    sinks: Sequence[Sink]
-    events: Events
-    progress: RunProgress
+    records: Records
+    saver: Saver
+    watch: Watch
     stop: StopRequest
     state: RunState
-    skips: SkipGuard
-    record: Mapping[str, Any] | None = None  # what a checkpoint must say of the data's order, see Reading.record
-    saved_step: int | None = None  # of the checkpoint at hand
+    windows: Sequence[Window] = ()  # samples that roll-backs passed over
     evaluated_step: int | None = None  # of the last evaluation in metrics.jsonl
     _limit: TimeLimit | None = None
-    _pending: Pending | None = None  # the checkpoint that is being written
-    _fault: OSError | None = None
+    _loader: Steps | None = None
     _data_fault: ScaleTrainError | None = None
-    _digest: int = 0  # of the samples that this rank read since the last save
-    _position: Mapping[str, Any] | None = None  # in a live source, after the last step
-
-    @property
-    def checkpoints(self) -> Path:
-        return Path(self.recipe.run.dir) / "checkpoints"
+    _last: StepResult | None = field(default=None, init=False)  # of the step before
 
     def run(self) -> str | None:
         """Trains to the end or to a stop. Returns None at the end, else why it stopped; either way all is saved."""
         if hours := self.recipe.train.max_hours:
             self._limit = TimeLimit(hours * 3600, time.monotonic() - (time.time() - self.stop.launched))
-        loader = self.open_loader(self.state.samples_seen)
+            self.saver.limit = self._limit
         if stopped := self._stop_step_reached():
             stopped += " already, no step was trained"
         self._evaluate_if(due=self._due(self.recipe.evaluate.every_steps))  # a kill came between the save and this
         try:
             while self.state.step < self.plan.total_steps and stopped is None:
                 late = self._limit is not None and self._limit.is_reached(time.monotonic())
-                stopped = self._step(loader, late)
+                stopped = self._step_or_go_back(late)
+        except TrainingError:
+            self._save(wait=True)
+            raise
         finally:
-            loader.close()
-        self._save_if(due=True, wait=True)
+            self._close_loader()
+        self._save(wait=True)
         self._evaluate_if(due=stopped is None)
         if stopped:
-            with self._noting_faults():
+            with self.records.noting_faults():
                 self.stop.remove_file()
-        self._record("stop" if stopped else "end", **({"reason": stopped} if stopped else {}))
+        self.records.event("stop" if stopped else "end", self.state.step, **({"reason": stopped} if stopped else {}))
         # All wait for rank 0's last lines: a launcher ends the ranks that are left as soon as one exits.
-        (faults,) = dist.sum_integers([self._fault is not None])
-        self._share_faults(faults)
+        (faults,) = dist.sum_integers([self.records.fault is not None])
+        self.records.share_faults(faults)
         return stopped
 
-    def close(self) -> None:
-        """Closes the sinks and the progress bar."""
-        self.progress.close()
-        for sink in self.sinks:
-            sink.close()
+    def _step_or_go_back(self, late: bool) -> str | None:
+        start = roll_back.next_sample(self.windows, self.state.samples_seen)
+        if start != self.state.samples_seen:
+            self._close_loader()
+            self._pass_over(start)
+        self._loader = self._loader or self.source.open(start)
+        try:
+            return self._step(self._loader, late)
+        except GoBack as back:
+            self._close_loader()
+            self._go_back(back)
+            return None
 
     def _step(self, loader: Steps, late: bool) -> str | None:
         """One optimizer step and what is due after it; why the run should stop now, as all ranks agree."""
         began = time.perf_counter()
+        pulse.mark("data", self.state.step + 1)
         step = self._read(loader)
         waited = time.perf_counter() - began
         mine = sum(self.task.weight(batch) for batch in step.batches)
-        # The one exchange a step on the host: all ranks learn the divisor, and whether any should stop, cannot write or
-        # cannot read.
-        written = self._pending is not None and self._pending.is_written
-        flags = [self.stop.reason is not None, late, self._fault is not None, self._data_fault is not None, written]
-        weight, signals, deadlines, faults, data_faults, saved = dist.sum_integers([mine, *flags])
-        self._share_faults(faults)
+        # The one exchange a step on the host: all ranks learn the divisor, whether any should stop, cannot write or
+        # cannot read, and the loss of the step before, whose copy to the host is there by now.
+        flags = [self.stop.reason, late, self.records.fault, self._data_fault, self.saver.is_written]
+        learned = self._last is not None and not self._last.skipped
+        loss = sum(self._last.micro_losses()) if self._last is not None and learned else 0.0
+        pulse.mark("exchange")
+        *sums, loss = dist.sum_numbers([mine, *map(bool, flags), loss])
+        weight, signals, deadlines, faults, data_faults, saved = map(int, sums)
+        self.records.share_faults(faults)
         if saved == dist.size():
-            self._finish_save()
+            self.saver.finish()
         self._save_and_share(data_faults)
+        if self._last is not None and learned:
+            self.watch.loss(loss / self._last.weight, self.state, self.plan.global_batch)
         lr = lr_at(self.state.step, self.recipe.optim, self.plan.total_steps)
-        result = self.engine.train_step(step.batches, lr, weight)
+        self._last = result = self.engine.train_step(step.batches, lr, weight)
         batch = self.plan.global_batch
         self.state = self.state.advance(batch, batch * self.plan.tokens_per_sample, skipped=result.skipped)
-        self._digest, self._position = self._digest + step.digest, step.position
+        self.saver.note(step)
         self._report(result, lr, began, waited)
-        self._guard_skips(result)
-        self._save_if(due=self._due(self.recipe.checkpoint.every_steps))
+        self.watch.update(result, self.state, batch)
+        if self._due(self.recipe.guard.compare_every_steps):
+            self.watch.weights(self.engine.weights_digest(), self.state)
+        if self._due(self.recipe.checkpoint.every_steps):
+            self._save()
         if signals:
             return self.stop.reason or "asked for on another rank"
         if deadlines:
@@ -147,43 +170,66 @@ class Trainer:
     def _save_and_share(self, data_faults: int) -> None:
         """Data that cannot be read ends the run on every rank, with the work saved."""
         if data_faults:
-            self._save_if(due=self.state.step > 0, wait=True)
+            if self.state.step > 0:
+                self._save(wait=True)
             with dist.together():
                 if self._data_fault is not None:
                     raise self._data_fault
 
+    def _go_back(self, back: GoBack) -> None:
+        """To the newest checkpoint from before the fault; the next step begins after the samples that brought it."""
+        self.saver.finish()
+        old = self.state
+        found, self.windows = roll_back.go_back(
+            self.saver.root, back, self.recipe.guard.max_roll_backs,
+            lambda name, why: self.records.say(f"passed over {name}: {why}"),
+        )  # fmt: skip
+        self.engine.load(found.folder, found.manifest["files"])
+        self.state, self._last = found.state, None
+        self.saver.go_back(self.state.step)
+        self.watch.went_back()
+        self.records.rewind(self.state.step)
+        if self.evaluated_step is not None and self.evaluated_step > self.state.step:
+            self.evaluated_step = None
+        counters = {name: self.state.to_dict()[name] for name in ("samples_seen", "sample_digest")}
+        self.records.event(
+            "roll_back",
+            self.state.step,
+            checkpoint=found.folder.name,
+            from_step=old.step,
+            reason=back.reason,
+            **counters,
+        )
+        self.records.say(
+            f"back    from step {old.step:,} to {found.folder.name}; newer checkpoints are set aside: {back.reason}"
+        )
+
+    def _pass_over(self, start: int) -> None:
+        """The run goes on at sample `start`, as if it had read those before."""
+        first = self.state.samples_seen
+        more = self.source.digest(first, start) if dist.rank() == 0 else 0
+        self.state = self.saver.count_samples(self.state, more).pass_over(start)
+        self.plan = self.source.plan(self.state)
+        counters = {name: self.state.to_dict()[name] for name in ("samples_seen", "sample_digest")}
+        self.records.event("pass_over", self.state.step, first_sample=first, samples=start - first, **counters)
+        self.records.say(f"pass    over samples {first:,} to {start - 1:,} of the run, which nothing is learned from")
+
+    def _close_loader(self) -> None:
+        if self._loader is not None:
+            self._loader.close()
+            self._loader = None
+
     def _due(self, every: int | None) -> bool:
         return every is not None and self.state.step > 0 and self.state.step % every == 0
 
-    def _guard_skips(self, result: StepResult) -> None:
-        """Tells why an update was left out; ends the run, saved, when the recipe says so."""
-        if not result.skipped:
-            self.skips.note(None)
-            return
-        finite = dist.gather(bool(torch.isfinite(result.loss_sum)))
-        batch = self.plan.global_batch
-        first = self.state.samples_seen - batch
-        cause = cause_of_skip(result.weight, finite, first, batch)
-        ranks = [rank for rank, is_finite in enumerate(finite) if not is_finite]
-        self._record("skip", reason=cause, first_sample=first, samples=batch, ranks=ranks)
-        self.progress.say(
-            f"skipped step {self.state.step}: {cause}; scaletrain audit {self.recipe.run.dir} --from {first} "
-            f"--show {batch} shows them"
-        )
-        try:
-            self.skips.note(cause)
-        except TrainingError:
-            self._save_if(due=True, wait=True)
-            raise
-
     def _report(self, result: StepResult, lr: float, began: float, waited: float) -> None:
         step = self.state.step
-        if not result.weight or not (self._due(self.recipe.log.every_steps) or step in (1, self.plan.total_steps)):
-            self.meter.add(time.perf_counter() - began, waited)
-            self.progress.step(step)
+        is_logged = self._due(self.recipe.log.every_steps) or step in (1, self.plan.total_steps)
+        loss = result.loss() if result.weight and is_logged else None  # waits for the device: part of the step's time
+        self.meter.add(time.perf_counter() - began, waited, result.forward_seconds)
+        if loss is None:
+            self.records.progress.step(step)
             return
-        loss = result.loss()
-        self.meter.add(time.perf_counter() - began, waited)
         values: dict[str, Any] = {
             "samples": self.state.samples_seen,
             "tokens": self.state.tokens_seen,
@@ -194,93 +240,31 @@ class Trainer:
             "peak_memory_bytes": peak_memory_bytes(self.device),
             "skipped_steps": self.state.skipped_steps,
         }
-        self._write(values)
-        self.progress.metrics(step, values)
+        values |= self.watch.seconds(values["data_wait_seconds"] + values["forward_seconds"], step)
+        self.records.metrics(step, values)
+        self.records.progress.metrics(step, values)
 
     def _evaluate_if(self, *, due: bool) -> None:
         if not due or self.validation is None or self.evaluated_step == self.state.step:
             return
-        self._finish_save()  # an evaluation may be long: a kill in it should not cost the checkpoint before it
+        self.saver.finish()  # an evaluation may be long: a kill in it should not cost the checkpoint before it
+        pulse.mark("evaluation")
         began = time.perf_counter()
         wanted = self.recipe.evaluate
         size = wanted.batch_size or self.plan.micro_batch
         try:
             found = evaluate(self.engine, self.task, self.validation, size, wanted.max_samples)
         except ScaleTrainError:  # on all ranks at once: data that cannot be read
-            self._save_if(due=self.state.step > 0, wait=True)
+            if self.state.step > 0:
+                self._save(wait=True)
             raise
         self.evaluated_step = self.state.step
-        self._write({f"eval_{name}": value for name, value in found.items()})
-        self._record("evaluate", seconds=time.perf_counter() - began, **found)
-        self.progress.say(
-            f"step {self.state.step}  validation "
-            + "  ".join(f"{k.replace('_', ' ')} {v:.4f}" for k, v in found.items())
-        )
+        self.records.metrics(self.state.step, {f"eval_{name}": value for name, value in found.items()})
+        self.records.event("evaluate", self.state.step, seconds=time.perf_counter() - began, **found)
+        told = "  ".join(f"{name.replace('_', ' ')} {value:.4f}" for name, value in found.items())
+        self.records.say(f"step {self.state.step}  validation {told}")
+        self.state = self.saver.judge(self.state, found, self.watch.memory)
 
-    def _save_if(self, *, due: bool, wait: bool = False) -> None:
-        """Begins a checkpoint if one is due and this step has none; with `wait` it is on the disk afterwards."""
-        if due and self.saved_step != self.state.step:
-            self._finish_save()  # one at a time: a slow disk holds training back
-            extra = {"recipe": self.recipe.model_dump(mode="json"), "time": time.time(), "reading": self.record}
-            (digest,) = dist.sum_modulo([self._digest])
-            self.state, self._digest = self.state.with_samples(digest), 0
-            with self._policy_for_failed_saves(must=wait):
-                self._pending = checkpoint.begin(
-                    self.checkpoints, self.engine, self.state, self.identity, extra, self._position,
-                    background=self.recipe.checkpoint.background and not wait,
-                )  # fmt: skip
-                self.saved_step = self.state.step
-        if wait or not self.recipe.checkpoint.background:
-            self._finish_save(must=wait)
-
-    def _finish_save(self, *, must: bool = False) -> None:
-        """Makes the checkpoint that is being written count, once all ranks have written it."""
-        if (pending := self._pending) is None:
-            return
-        self._pending = None
-        with self._policy_for_failed_saves(must=must):
-            saved = checkpoint.finish(pending)
-            if self._limit is not None:
-                self._limit.note_save(saved["seconds"])
-            state = pending.state.to_dict()
-            with self._noting_faults():
-                counters = {name: state[name] for name in ("samples_seen", "sample_digest")}
-                self.events.write("checkpoint", pending.state.step, **saved, **counters)
-            if dist.rank() == 0:
-                wanted = self.recipe.checkpoint
-                checkpoint.clean(self.checkpoints, wanted.keep_last, wanted.keep_every_steps)
-
-    @contextmanager
-    def _policy_for_failed_saves(self, *, must: bool) -> Iterator[None]:
-        """A checkpoint that cannot be written ends the run, on all ranks, unless the recipe has it continue."""
-        try:
-            yield
-        except CheckpointError as error:
-            if must or self.recipe.checkpoint.on_failure == "stop":
-                raise
-            self.saved_step = None
-            self._record("checkpoint_failed", reason=str(error))
-            self.progress.say(f"warning {error}; training goes on, as checkpoint.on_failure=continue asks")
-
-    def _write(self, values: dict[str, Any]) -> None:
-        with self._noting_faults():
-            for sink in self.sinks:
-                sink.write(self.state.step, values)
-
-    def _record(self, event: str, **values: Any) -> None:
-        with self._noting_faults():
-            self.events.write(event, self.state.step, **values)
-
-    @contextmanager
-    def _noting_faults(self) -> Iterator[None]:
-        """Only rank 0 writes these files: a full disk is told to all ranks at the next step, so that none is left."""
-        try:
-            yield
-        except OSError as error:
-            self._fault = self._fault or error
-
-    def _share_faults(self, faults: int) -> None:
-        if faults:
-            with dist.together():
-                if self._fault is not None:
-                    raise self._fault
+    def _save(self, *, wait: bool = False) -> None:
+        pulse.mark("checkpoint")
+        self.state = self.saver.save(self.state, self.watch.memory, wait=wait)

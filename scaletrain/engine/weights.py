@@ -6,17 +6,22 @@ from pathlib import Path
 
 import torch
 
-from scaletrain.engine.checkpoint import MANIFEST, Found, damage, newest_good, read_manifest
+from scaletrain.engine.checkpoint import BEST, MANIFEST, Found, damage, newest_good, read_best, read_manifest
 from scaletrain.engine.state_files import StateFiles
 from scaletrain.errors import CheckpointError
 
 
 def find_checkpoint(path: Path, tell: Callable[[str, str], None] = lambda name, why: None) -> Found:
-    """The checkpoint that `path` means: a checkpoint folder itself, or the one that a run would resume from. Verified.
+    """The checkpoint that `path` means: a checkpoint folder itself, RUN/checkpoints/best, or the one that a run would
+    resume from. Verified.
 
     `tell(name, why)` hears of each newer one of the run that is damaged and was passed over.
     """
     path = Path(os.path.abspath(path))  # noqa: PTH100 (keeps a link a link); "." has no parent and no name
+    if path.name == BEST:
+        if (best := read_best(path.parent)) is None:
+            raise CheckpointError(f"{path}: names no checkpoint: train with checkpoint.best_metric, or give the run")
+        path = path.parent / best.checkpoint
     if (path / MANIFEST).is_file() or path.name.startswith("step-"):
         found = Found(path, read_manifest(path))
         if (wrong := damage(found)) is not None:

@@ -98,6 +98,15 @@ def sum_integers(values: Sequence[int]) -> list[int]:
     return [int(v) for v in tensor.tolist()]
 
 
+def sum_numbers(values: Sequence[float]) -> list[float]:
+    """Elementwise sums of `values` over all ranks in float64, the same on each: integers stay exact below 2**53."""
+    if size() == 1:
+        return [float(value) for value in values]
+    tensor = torch.tensor(values, dtype=torch.float64)
+    dist.all_reduce(tensor)
+    return [float(v) for v in tensor.tolist()]
+
+
 def sum_modulo(values: Sequence[int]) -> list[int]:
     """Elementwise sums of unsigned `values` over all ranks, modulo 2**64."""
     signed = [(value + 2**63) % 2**64 - 2**63 for value in values]

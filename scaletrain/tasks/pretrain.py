@@ -1,7 +1,7 @@
 """Next-token prediction over tokens."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -42,6 +42,10 @@ class PretrainTask:
         self.architecture, self.data = architecture, data
         self._seed, self._init_from = seed, init_from
         self._activation_checkpointing = activation_checkpointing
+
+    @property
+    def metric_names(self) -> Sequence[str]:
+        return ("loss", "perplexity", "bits_per_byte")
 
     def build_model(self) -> nn.Module:
         model = GPT(self.architecture)

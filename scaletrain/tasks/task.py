@@ -1,6 +1,6 @@
 """The one seam between the engine and the work: what a task gives, and what it never sees (ranks, DeepSpeed, files)."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 import torch
@@ -32,6 +32,11 @@ class Task(Protocol):
 
     def loss_sums(self, model: nn.Module, batch: Batch) -> Sums:
         """`loss` (differentiable) and `items`, summed over the batch."""
+        ...
+
+    @property
+    def metric_names(self) -> Sequence[str]:
+        """What `metrics` may tell."""
         ...
 
     def metrics(self, sums: Mapping[str, float]) -> dict[str, float]:

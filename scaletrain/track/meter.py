@@ -1,6 +1,7 @@
 """Speed and memory of a run, counted on the host."""
 
 import resource
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
@@ -18,20 +19,25 @@ class Meter:
     peak_flops: float | None
     _seconds: list[float] = field(default_factory=list)
     _waits: list[float] = field(default_factory=list)
+    _forwards: list[Callable[[], float]] = field(default_factory=list)
 
-    def add(self, step_seconds: float, wait_seconds: float) -> None:
+    def add(self, step_seconds: float, wait_seconds: float, forward_seconds: Callable[[], float] = float) -> None:
+        """Hears of a step; `forward_seconds` is asked when it is read, for the device may still be at it."""
         self._seconds.append(step_seconds)
         self._waits.append(wait_seconds)
+        self._forwards.append(forward_seconds)
 
     def read(self) -> dict[str, float | None]:
         """Means a step since the last reading, and the rates that follow from them."""
         step = sum(self._seconds) / len(self._seconds)
         wait = sum(self._waits) / len(self._waits)
-        self._seconds, self._waits = [], []
+        forward = sum(seconds() for seconds in self._forwards) / len(self._forwards)
+        self._seconds, self._waits, self._forwards = [], [], []
         rate = self.tokens_per_step / step
         return {
             "step_seconds": step,
             "data_wait_seconds": wait,
+            "forward_seconds": forward,
             "tokens_per_second": rate,
             "mfu": rate * self.flops_per_token / self.peak_flops if self.peak_flops else None,
         }

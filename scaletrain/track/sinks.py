@@ -17,6 +17,11 @@ class Sink(Protocol):
     """Takes the values of one step."""
 
     def write(self, step: int, values: Mapping[str, Value]) -> None: ...
+
+    def rewind(self, step: int) -> None:
+        """The run goes back to `step`: what was written of later ones is dropped."""
+        ...
+
     def close(self) -> None: ...
 
 
@@ -25,9 +30,17 @@ class JsonLines:
     resumed run will write again, and a line torn by a kill."""
 
     def __init__(self, path: Path, resumed: int) -> None:
-        if path.exists():
-            _keep_until(path, resumed)
-        self._file = path.open("a", encoding="utf-8", buffering=1)
+        self._path = path
+        self._open(resumed)
+
+    def _open(self, resumed: int) -> None:
+        if self._path.exists():
+            _keep_until(self._path, resumed)
+        self._file = self._path.open("a", encoding="utf-8", buffering=1)
+
+    def rewind(self, step: int) -> None:
+        self._file.close()
+        self._open(step)
 
     def write(self, step: int, values: Mapping[str, Value]) -> None:
         self._file.write(json.dumps({"step": step, **{k: _plain(v) for k, v in values.items()}}) + "\n")
@@ -52,6 +65,10 @@ class TensorBoard:
             if isinstance(value, (int, float)) and not isinstance(value, bool):
                 section = "evaluate" if name.startswith("eval_") else "train"
                 self._writer.add_scalar(f"{section}/{name.removeprefix('eval_')}", value, step)
+
+    def rewind(self, step: int) -> None:
+        self.close()
+        self._writer, self._resumed = None, step
 
     def close(self) -> None:
         if self._writer is not None:

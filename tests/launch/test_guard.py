@@ -1,4 +1,4 @@
-"""A run that diverges: each update left out is told, and it ends saved with one line."""
+"""A run that diverges: updates left out and spikes of the loss are told, and it ends saved with one line."""
 
 from pathlib import Path
 
@@ -25,12 +25,14 @@ def test_a_run_that_diverges_ends_saved_by_max_skips(ranks: int, dataset: Datase
     assert len(skips) == 3
     assert all("gradients that are not finite, though each rank's loss is" in skip["reason"] for skip in skips)
     assert skips[0]["ranks"] == []  # of a loss that is not finite
-    assert skips[0]["samples"] == 8
+    assert (skips[0]["samples"], skips[0]["micro_batches"]) == (8, [])
+    assert f"; scaletrain audit {run} --step {skips[0]['step']} shows them" in done.out
     assert read_lines(run / "metrics.jsonl")[-1]["skipped_steps"] == 3
     saved = (run / "checkpoints" / "latest").read_text().strip()
     assert int(saved[5:]) * 8 == skips[-1]["first_sample"] + 8
-    shown = scaletrain("audit", run, "--from", str(skips[0]["first_sample"]), "--show", "8")
+    shown = scaletrain("audit", run, "--step", str(skips[0]["step"]))
     assert shown.code == 0, shown.err
+    assert shown.out == scaletrain("audit", run, "--from", str(skips[0]["first_sample"]), "--show", "8").out
 
 
 def test_a_run_told_to_stop_ends_at_the_first(dataset: Dataset, tmp_path: Path) -> None:
@@ -46,3 +48,33 @@ def test_a_run_told_to_stop_ends_at_the_first(dataset: Dataset, tmp_path: Path) 
     skipped = [line["skipped_steps"] for line in lines if "loss" in line][-1]
     events = [line["event"] for line in read_lines(tmp_path / "run" / "events.jsonl")]
     assert skipped == events.count("skip") > 1  # counted over both launches
+
+
+CLIMBS = [
+    *("optim.lr=3", "optim.grad_clip=0", "optim.schedule=constant", "optim.warmup_steps=12"),
+    *("guard.spike_window=4", "guard.spike_steps=2", "evaluate.every_steps=null", "checkpoint.every_steps=null"),
+]
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_a_spike_is_told_a_step_late_and_ends_a_run_that_is_to_stop(
+    ranks: int, dataset: Dataset, tmp_path: Path
+) -> None:
+    recipe, run = write_recipe(tmp_path, dataset, tmp_path / "run"), tmp_path / "run"
+    launcher = "torchrun" if ranks > 1 else "python"
+    done = pretrain(recipe, *CLIMBS, "guard.on_spike=stop", ranks=ranks, launcher=launcher)
+    (error,) = [line for line in done.err.splitlines() if line.startswith("error: ")]
+    assert error.startswith("error: 2 steps in a row ended in a loss of ")
+    assert "guard.on_spike is stop" in error
+    assert done.code == (2 if ranks == 1 else 1)  # torchrun has an exit code of its own
+    events = read_lines(run / "events.jsonl")
+    (spike,) = [line for line in events if line["event"] == "spike"]
+    losses = {line["step"]: line["loss"] for line in read_lines(run / "metrics.jsonl")}
+    assert spike["step"] == max(losses)  # found before another step was trained
+    assert spike["loss"] == pytest.approx(losses[spike["step"]], rel=1e-6)
+    assert (spike["first_sample"], spike["samples"]) == ((spike["step"] - 2) * 8, 16)
+    assert f"; scaletrain audit {run} --step {spike['first_step']} shows them" in done.out
+    assert (run / "checkpoints" / "latest").read_text().strip() == f"step-{spike['step']:08d}"
+    assert scaletrain("audit", run).code == 0
+    on = pretrain(recipe, *CLIMBS)
+    assert on.code == 0, on.err

@@ -41,7 +41,17 @@ def test_a_run_leaves_what_the_contract_says(whole: Path) -> None:
     assert sorted(p.name for p in (whole / "checkpoints").glob("step-*")) == ["step-00000008", "step-00000012"]
     assert (whole / "checkpoints" / "latest").read_text() == "step-00000012\n"
     trained = [line for line in metrics(whole) if "loss" in line]
-    keys = {"step", "samples", "tokens", "loss", "lr", "grad_norm", "step_seconds", "data_wait_seconds"}
+    keys = {
+        "step",
+        "samples",
+        "tokens",
+        "loss",
+        "lr",
+        "grad_norm",
+        "step_seconds",
+        "data_wait_seconds",
+        "forward_seconds",
+    }
     assert keys | {"tokens_per_second", "mfu", "peak_memory_bytes", "skipped_steps"} == set(trained[0])
     assert [line["step"] for line in trained] == list(range(1, 13))
     assert (trained[-1]["samples"], trained[-1]["tokens"]) == (96, 96 * 32)

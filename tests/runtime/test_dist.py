@@ -29,6 +29,17 @@ def test_sums_and_gathers_are_the_same_on_every_rank() -> None:
     assert exchange() == ([1, 10], ["rank 0"], 0.5)
 
 
+def sum_numbers() -> list[float]:
+    return dist.sum_numbers([2**52 - dist.rank(), 0.5 + dist.rank(), float("nan") if dist.rank() else 1.0, True])
+
+
+def test_sums_of_numbers_keep_large_integers_exact_and_each_to_itself() -> None:
+    for sums in run_ranks(sum_numbers, 2):
+        assert sums[:2] + sums[3:] == [2**53 - 1, 2.0, 2.0]
+        assert sums[2] != sums[2]
+    assert sum_numbers() == [2**52, 0.5, 1.0, 1.0]
+
+
 def fail_on_one_rank() -> str:
     try:
         with dist.together():

@@ -1,0 +1,54 @@
+"""The samples of a run as its trainer asks for them."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from scaletrain.assemble.settle import Settled
+from scaletrain.data.loader import Loader
+from scaletrain.data.order import Share, digest
+from scaletrain.data.run_data import RunData
+from scaletrain.data.training_data import Reading
+from scaletrain.engine.plan import Plan, end_before_repeats
+from scaletrain.engine.state import RunState
+
+_AT_ONCE = 1 << 20  # samples
+
+
+@dataclass(frozen=True)
+class RunSource:
+    """`position`: where this rank was in a live source at the resume."""
+
+    settled: Settled
+    data: RunData
+    reading: Reading
+    position: Mapping[str, Any] | None
+
+    def open(self, start: int) -> Loader:
+        """Batches from sample `start` of the run on, read ahead by a thread."""
+        world, batch, device = self.settled.world, self.settled.batch, self.settled.device
+        share = Share(world.rank, world.size, batch.micro_batch, batch.accumulation)
+        steps = self.data.steps(
+            self.reading, share, start=start, position=self.position, pin=device.type == "cuda"
+        )  # fmt: skip
+        return Loader(steps, self.settled.recipe.data.prefetch_steps)
+
+    def digest(self, start: int, end: int) -> int:
+        """Which samples stand at positions start..end-1, whoever reads them."""
+        found = 0
+        for first in range(start, end, _AT_ONCE):
+            count = min(_AT_ONCE, end - first)
+            positions = np.arange(first, first + count, dtype=np.int64)
+            found += digest(positions, self.reading.order.ids(first, count))
+        return found
+
+    def limit(self, state: RunState) -> tuple[int, str] | None:
+        """The first sample at which a source would be read too often, and its name."""
+        return self.data.repeat_limit(self.reading.order, self.settled.plan(state).total_samples)
+
+    def plan(self, state: RunState) -> Plan:
+        """How far the run goes from `state` on. DataError when that reads a source too often."""
+        stops = self.data.options.on_repeat_limit == "stop"
+        return end_before_repeats(self.settled.plan(state), state, self.limit(state), stops=stops)

@@ -1,0 +1,105 @@
+"""What the guards of a run hear each step, and how it is told: as events, and in a line for a person."""
+
+import socket
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any
+
+from scaletrain.config.schema import Recipe
+from scaletrain.engine.engine import StepResult
+from scaletrain.engine.guard import (
+    SkipGuard,
+    SpikeGuard,
+    StragglerGuard,
+    cause_of_skip,
+    not_finite,
+    show_command,
+)
+from scaletrain.engine.records import Records
+from scaletrain.engine.state import RunState
+from scaletrain.errors import CorruptionError
+from scaletrain.runtime import dist
+
+
+class Watch:
+    """All ranks tell it the same and at the same time. What it raises, TrainingError or GoBack, all ranks raise.
+
+    `memory`: what an earlier launch's watch had seen, see there.
+    """
+
+    def __init__(self, recipe: Recipe, records: Records, memory: Mapping[str, Any]) -> None:
+        self._recipe, self._records = recipe, records
+        self._skips = SkipGuard(recipe.guard, int(memory.get("skips_in_a_row", 0)))
+        self._spikes = SpikeGuard(recipe.guard, memory.get("losses", ()))
+        self._stragglers = StragglerGuard(recipe.guard)
+
+    @property
+    def memory(self) -> dict[str, Any]:
+        """For the next launch, which goes on watching as if there had been no end."""
+        return {"skips_in_a_row": self._skips.in_a_row, "losses": self._spikes.losses}
+
+    def update(self, result: StepResult, state: RunState, batch: int) -> None:
+        """Hears of a step that led to `state`, of `batch` samples; tells why its update was left out, if it was."""
+        if not result.skipped:
+            self._skips.note(None)
+            return
+        bad = not_finite(dist.gather(result.micro_losses()))  # all ranks skip together, so all come here
+        first = state.samples_seen - batch
+        cause = cause_of_skip(result.weight, bad, first, batch)
+        self._records.event(
+            "skip", state.step, reason=cause, first_sample=first, samples=batch,
+            ranks=sorted({rank for rank, _ in bad}),
+            micro_batches=[{"rank": rank, "micro_batch": number} for rank, number in bad],
+        )  # fmt: skip
+        self._records.say(f"skipped step {state.step}: {cause}{self._how_to_show(state.step)}")
+        self._skips.note(cause, state.step, state.samples_seen)
+
+    def loss(self, loss: float, state: RunState, batch: int) -> None:
+        """Hears of the mean loss over all ranks of the step that led to `state`."""
+        spike = self._spikes.note(loss, state.step, state.samples_seen - batch, batch)
+        if spike is None:
+            return
+        self._records.event("spike", state.step, **asdict(spike))
+        self._records.say(f"spike   at step {state.step}: {spike}{self._how_to_show(spike.first_step)}")
+        self._spikes.judge(spike)
+
+    def seconds(self, mine: float, step: int) -> dict[str, Any]:
+        """Hears of this rank's own seconds a step; what metrics.jsonl says of all ranks'."""
+        gathered: list[tuple[float, str]] = dist.gather((mine, socket.gethostname()))
+        if len(gathered) == 1:
+            return {}
+        every = [seconds for seconds, _ in gathered]
+        if (found := self._stragglers.note(every)) is not None:
+            change, rank, numbers = found
+            host, worst, middle = gathered[rank][1], numbers["seconds"], numbers["median_seconds"]
+            self._records.event("straggler", step, change=change, slow_host=host, **numbers)
+            slow = f"is slow: {worst:.3f} s a step of its own where the median is {middle:.3f} s"
+            self._records.say(f"note    rank {rank} on {host} {slow if change == 'slow' else 'is slow no longer'}")
+        return {"rank_seconds_median": sorted(every)[(len(every) - 1) // 2], "rank_seconds_max": max(every)}
+
+    def weights(self, digest: int | None, state: RunState) -> None:
+        """Compares digests of the weights, which all ranks hold alike; None: no rank holds another's.
+
+        CorruptionError, which names the ranks that differ from most, on all ranks.
+        """
+        digests: list[tuple[int | None, str]] = dist.gather((digest, socket.gethostname()))
+        (right, _), *_ = Counter(digest for digest, _ in digests).most_common()
+        wrong = [(rank, host) for rank, (digest, host) in enumerate(digests) if digest != right]
+        if not wrong:
+            return
+        names = ", ".join(f"rank {rank} on {host}" for rank, host in wrong)
+        self._records.event("weights_differ", state.step, ranks=[rank for rank, _ in wrong])
+        raise CorruptionError(
+            f"after step {state.step:,} the weights of {names} are not those of the other ranks (silent data "
+            "corruption): not saved; take the node out and run the same command to go on from the last checkpoint"
+        )
+
+    def went_back(self) -> None:
+        self._skips.note(None)
+        self._spikes.forget()
+
+    def _how_to_show(self, step: int) -> str:
+        if self._recipe.data.source == "huggingface":
+            return ""  # a live source is read once
+        return f"; {show_command(self._recipe.run.dir, step)} shows them"

@@ -1,0 +1,89 @@
+"""A run that meets text which ruins it: it goes back, passes over that text and trains on; killed in between too."""
+
+import json
+import random
+from pathlib import Path
+
+import pytest
+
+from scaletrain.track.sinks import read_lines
+from tests.conftest import RECIPE, pretrain, scaletrain
+
+
+@pytest.fixture(scope="module")
+def spoiled(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A dataset of text in order, with a stretch of noise in it."""
+    folder = tmp_path_factory.mktemp("spoiled")
+    draw = random.Random(0)
+    lines = [f"the sum of {n % 7} and {n % 5} is {n % 7 + n % 5}.\n" for n in range(3000)]
+    noise = "".join(chr(draw.randrange(33, 127)) for _ in range(560))
+    texts = {"a": "".join(lines[:900]), "b": noise, "c": "".join(lines)}
+    for name, text in texts.items():
+        (folder / f"{name}.txt").write_text(text)
+    inputs = [part for name in texts for part in ("--input", folder / f"{name}.txt")]
+    done = scaletrain("prepare", *inputs, "--output", folder / "data", "--train-tokenizer", "280")
+    assert done.code == 0, done.err
+    return folder / "data"
+
+
+SETTINGS = [
+    *("data.shuffle=false", "train.max_steps=70", "checkpoint.every_steps=10", "evaluate.every_steps=null"),
+    *("optim.schedule=constant", "guard.spike_window=20", "guard.spike_steps=2", "guard.on_spike=roll_back"),
+]
+
+
+def write_recipe(folder: Path, spoiled: Path) -> Path:
+    path = folder / "recipe.yaml"
+    path.write_text(RECIPE.format(run=folder / "run", data=spoiled))
+    return path
+
+
+def events(run: Path, name: str) -> list[dict[str, object]]:
+    return [line for line in read_lines(run / "events.jsonl") if line["event"] == name]
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_a_run_passes_over_what_spoils_it_and_its_audit_passes(ranks: int, spoiled: Path, tmp_path: Path) -> None:
+    recipe, run = write_recipe(tmp_path, spoiled), tmp_path / "run"
+    done = pretrain(recipe, *SETTINGS, ranks=ranks, launcher="torchrun" if ranks > 1 else "python")
+    assert done.code == 0, done.err
+    (spike,), (back,), (over,) = events(run, "spike"), events(run, "roll_back"), events(run, "pass_over")
+    assert back["step"] == 40 < spike["first_step"] <= spike["step"] == back["from_step"]
+    assert back["checkpoint"] == "step-00000040"
+    assert (over["first_sample"], over["samples_seen"]) == (320, spike["first_sample"] + spike["samples"])
+    assert json.loads((run / "checkpoints" / "passed-over.json").read_text())[0]["end"] == over["samples_seen"]
+    lines = [line for line in read_lines(run / "metrics.jsonl") if "loss" in line]
+    assert [line["step"] for line in lines] == list(range(1, 71))
+    assert lines[-1]["tokens"] == 70 * 8 * 32  # what was passed over is not counted
+    assert lines[-1]["samples"] == 70 * 8 + over["samples"]
+    assert max(line["loss"] for line in lines[41:]) < spike["loss"]
+    audit = scaletrain("audit", run)
+    assert audit.code == 0, audit.out + audit.err
+    assert f"{over['samples']} samples were passed over" in audit.out
+    assert "rolled back at step 40" in audit.out
+
+
+def test_a_run_killed_after_it_went_back_passes_over_the_same(spoiled: Path, tmp_path: Path) -> None:
+    recipe, run = write_recipe(tmp_path, spoiled), tmp_path / "run"
+    done = pretrain(recipe, *SETTINGS, "train.stop_at_step=45")  # between the roll-back and the next checkpoint
+    assert (done.code, len(events(run, "roll_back"))) == (75, 1), done.err
+    lines = [line for line in read_lines(run / "metrics.jsonl") if "loss" in line]
+    for name in ("step-00000045", "latest"):  # as if it had been killed instead
+        path = run / "checkpoints" / name
+        path.unlink() if path.is_file() else path.rename(run / "gone")
+    done = pretrain(recipe, *SETTINGS, "train.stop_at_step=45")
+    assert done.code == 75, done.err
+    assert len(events(run, "pass_over")) == 2
+    again = [line for line in read_lines(run / "metrics.jsonl") if "loss" in line]
+    assert [(line["step"], line["loss"]) for line in again] == [(line["step"], line["loss"]) for line in lines]
+    audit = scaletrain("audit", run)
+    assert audit.code == 0, audit.out + audit.err
+
+
+def test_a_run_that_goes_back_too_often_ends_saved(spoiled: Path, tmp_path: Path) -> None:
+    recipe, run = write_recipe(tmp_path, spoiled), tmp_path / "run"
+    done = pretrain(recipe, *SETTINGS, "guard.spike_steps=1", "guard.max_roll_backs=1")  # the noise is longer
+    assert done.code == 2, done.err
+    assert "error: after 1 roll-backs (guard.max_roll_backs=1) there is a loss of " in done.err
+    assert len(events(run, "roll_back")) == 1
+    assert scaletrain("audit", run).code == 0
