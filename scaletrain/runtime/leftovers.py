@@ -34,7 +34,7 @@ def describe_leftovers() -> list[str]:
     return [*segment_lines(dead_segments(SHARED_MEMORY)), *lock_lines(stale_locks(extension_folder(os.environ)))]
 
 
-def dead_segments(folder: Path) -> list[Segment]:
+def dead_segments(folder: Path, older_than_seconds: float = _SEGMENT_AGE_SECONDS) -> list[Segment]:
     """Segments of this user, older than a minute, that no process has mapped or open; the largest first.
 
     Other users' files are left out: their processes cannot be read, so nobody here knows whether they are in use.
@@ -44,7 +44,7 @@ def dead_segments(folder: Path) -> list[Segment]:
         for path in folder.glob(pattern):
             with contextlib.suppress(OSError):  # its owner has just removed it
                 found = path.lstat()
-                if found.st_uid == user and now - max(found.st_mtime, found.st_ctime) > _SEGMENT_AGE_SECONDS:
+                if found.st_uid == user and now - max(found.st_mtime, found.st_ctime) > older_than_seconds:
                     old.append((path, found))
     if not old:
         return []

@@ -31,6 +31,8 @@ class PassedSignals:
     def listen(self) -> None:
         for number in _SIGNALS:
             signal.signal(number, self._note)
+        if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # the terminal is closed, and no nohup
+            signal.signal(signal.SIGHUP, self._note)
 
     def pass_on(self) -> None:
         """While the launch runs: asks it to stop, if a signal came."""
