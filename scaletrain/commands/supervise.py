@@ -7,7 +7,7 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -33,7 +33,9 @@ _EXIT_GAVE_UP = 1
 def supervise(
     recipe: Annotated[Path, typer.Argument(help="YAML recipe of the run")],
     overrides: Annotated[list[str] | None, typer.Argument(metavar="section.key=value")] = None,
-    ranks: Annotated[int | None, typer.Option(min=1, help="Default: one a GPU, or 1 on a CPU")] = None,
+    ranks: Annotated[
+        int | None, typer.Option(min=1, help="Default: one a GPU; 1 without, or if LAUNCH has no {ranks}")
+    ] = None,
     launch: Annotated[
         str | None, typer.Option(help="Command that starts the ranks, such as 'deepspeed --num_gpus {ranks}'")
     ] = None,
@@ -46,17 +48,16 @@ def supervise(
 
     train.max_restarts launches in a row that save no new step are the end (exit code 1); a restart after which a new
     step was saved sets the count back. A fault of the input (2) and a stop on request (75) are not retried. With
-    train.min_ranks it may go on with fewer ranks. The first SIGTERM, SIGINT or SIGUSR1 stops the run, saved; a second,
-    three seconds later, kills it.
+    train.min_ranks it may go on with fewer ranks. The first SIGTERM, SIGINT, SIGUSR1 or SIGHUP stops the run, saved; a
+    second, three seconds later, kills it.
     """
     settled = load_recipe(recipe, overrides or [], deepspeed_config)
     preset = load_deepspeed(Path(settled.deepspeed))
     check_keys(preset, settled.deepspeed)
     settled = settle(settled, preset)
-    counting = begin_count()
+    gpus_at_start = cache(partial(end_count, begin_count()))  # counted beside the first launch, read when it is needed
     if ranks is None:
-        ranks = max(1, end_count(counting))
-        counting = begin_count()
+        ranks = 1 if launch is not None and _RANKS not in launch else max(1, gpus_at_start())
     batch_plan(settled, ranks)  # a fault is told before anything starts
     script = [str(SCRIPT), str(recipe), *(overrides or [])]
     if deepspeed_config is not None:
@@ -68,7 +69,7 @@ def supervise(
             command=[*_launcher(launch, settled, ranks), *script],
             policy=policy,
             own=Path(own),
-            gpus_at_start=lambda: end_count(counting),
+            gpus_at_start=gpus_at_start,
         )
         sys.exit(supervisor.run())
 
@@ -113,7 +114,6 @@ class Supervisor:
     _micro_batch: int | None = None  # given to launches on fewer ranks
     _launches: int = 0
     _began: float = 0.0
-    _had_gpus: bool | None = None
 
     def run(self) -> int:
         """The supervisor's exit code."""
@@ -159,9 +159,8 @@ class Supervisor:
             self._launch.clear(grace_seconds=0)
 
     def _gpus_left(self) -> int | None:
-        if self._had_gpus is None:
-            self._had_gpus = self.gpus_at_start() > 0
-        return end_count(begin_count()) if self._had_gpus else None
+        """None on a machine that had none when it began."""
+        return end_count(begin_count()) if self.gpus_at_start() else None
 
     def _tell(self, nxt: Restart, cause: str, saved: int) -> None:
         rank_word = "rank" if nxt.ranks == 1 else "ranks"

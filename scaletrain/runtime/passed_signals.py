@@ -39,8 +39,11 @@ class PassedSignals:
         now = time.monotonic()
         if self.name is not None and now - self._touched >= _TOUCH_SECONDS:
             self._touched = now
-            self._file.parent.mkdir(parents=True, exist_ok=True)
-            self._file.touch()
+            with contextlib.suppress(
+                OSError
+            ):  # a full disk: tried again in a second, and a second signal needs no file
+                self._file.parent.mkdir(parents=True, exist_ok=True)
+                self._file.touch()
 
     def wait(self, seconds: float) -> bool:
         """Sleeps, until a signal comes; whether one came."""
