@@ -24,7 +24,7 @@ from scaletrain.runtime.launch import Launch
 from scaletrain.runtime.passed_signals import PassedSignals
 from scaletrain.track.sinks import Events, last_line
 
-SCRIPT = SOURCE_TREE / "launch" / "pretrain.py"
+SCRIPT = Path("launch", "pretrain.py")
 _RANKS = "{ranks}"
 _POLL_SECONDS = 0.2
 _EXIT_GAVE_UP = 1
@@ -59,7 +59,7 @@ def supervise(
     if ranks is None:
         ranks = 1 if launch is not None and _RANKS not in launch else max(1, gpus_at_start())
     batch_plan(settled, ranks)  # a fault is told before anything starts
-    script = [str(SCRIPT), str(recipe), *(overrides or [])]
+    script = [str(find_script((SOURCE_TREE, Path.cwd()))), str(recipe), *(overrides or [])]
     if deepspeed_config is not None:
         script += ["--deepspeed_config", deepspeed_config]
     policy = Restarts(settled.train.max_restarts, ranks, partial(_fewer, settled, preset, ranks))
@@ -72,6 +72,14 @@ def supervise(
             gpus_at_start=gpus_at_start,
         )
         sys.exit(supervisor.run())
+
+
+def find_script(places: Sequence[Path]) -> Path:
+    """The program of a rank, in the first of the places that has it: an installed package has none beside it."""
+    found = next((place / SCRIPT for place in places if (place / SCRIPT).is_file()), None)
+    if found is None:
+        raise ConfigError(f"{SCRIPT} is not in {' or '.join(map(str, places))}: run this in a clone of the repository")
+    return found
 
 
 def _launcher(template: str | None, recipe: Recipe, ranks: int) -> list[str]:

@@ -39,9 +39,7 @@ class PassedSignals:
         now = time.monotonic()
         if self.name is not None and now - self._touched >= _TOUCH_SECONDS:
             self._touched = now
-            with contextlib.suppress(
-                OSError
-            ):  # a full disk: tried again in a second, and a second signal needs no file
+            with contextlib.suppress(OSError):  # tried again in a second; a second signal needs no file
                 self._file.parent.mkdir(parents=True, exist_ok=True)
                 self._file.touch()
 

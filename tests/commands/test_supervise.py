@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from scaletrain.commands.supervise import newest_step, settle_end
+from scaletrain.commands.supervise import find_script, newest_step, settle_end
+from scaletrain.errors import ConfigError
 from scaletrain.runtime.gpus import ask, begin_count, end_count
 from scaletrain.track.sinks import last_line
 from tests.conftest import run_program
@@ -33,6 +34,16 @@ def test_the_ranks_reports_win_over_the_launchers_code(
     code: int, exits: dict[int, int], is_finished: bool, end: int | None
 ) -> None:
     assert settle_end(code, exits, is_finished=is_finished) == end
+
+
+def test_the_program_of_a_rank_is_looked_for_in_both_places(tmp_path: Path) -> None:
+    one, two = tmp_path / "site-packages", tmp_path / "clone"
+    with pytest.raises(ConfigError) as fault:
+        find_script((one, two))
+    assert str(fault.value) == f"launch/pretrain.py is not in {one} or {two}: run this in a clone of the repository"
+    (two / "launch").mkdir(parents=True)
+    (two / "launch" / "pretrain.py").touch()
+    assert find_script((one, two)) == two / "launch" / "pretrain.py"
 
 
 def test_the_newest_checkpoint_is_one_with_a_manifest(tmp_path: Path) -> None:
