@@ -5,7 +5,7 @@ import shlex
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
@@ -18,7 +18,8 @@ from scaletrain.config.deepspeed import batch_plan, check_keys, load_deepspeed, 
 from scaletrain.config.fewer_ranks import Fit, fewer_ranks
 from scaletrain.config.load import SOURCE_TREE, load_recipe
 from scaletrain.config.schema import Recipe
-from scaletrain.errors import EXIT_STOPPED, EXIT_USER, ConfigError
+from scaletrain.errors import EXIT_STOPPED, ConfigError
+from scaletrain.runtime.exit_report import settle_end
 from scaletrain.runtime.gpus import begin_count, end_count
 from scaletrain.runtime.launch import Launch
 from scaletrain.runtime.passed_signals import PassedSignals
@@ -207,23 +208,6 @@ class Supervisor:
             return False
         file.unlink()
         return True
-
-
-def settle_end(code: int, exits: Mapping[int, int], *, is_finished: bool) -> int | None:
-    """The exit code that a launch means; None: it died.
-
-    `code`: the launcher's own, which tells little. `exits`: what its ranks reported before they ended (see
-    runtime/exit_report.py). All ranks agree on an end or a stop before the first reports one.
-    """
-    if EXIT_USER in exits.values():
-        return EXIT_USER
-    if exits.get(0) in (0, EXIT_STOPPED):
-        return exits[0]
-    if exits:
-        return None
-    if code == 0:  # a launcher that keeps the environment from its ranks, or hides their death
-        return 0 if is_finished else None
-    return code if code in (EXIT_USER, EXIT_STOPPED) else None
 
 
 def newest_step(folder: Path) -> int:

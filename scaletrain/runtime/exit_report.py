@@ -1,7 +1,10 @@
 """How each rank of a launch ended, written where its supervisor reads it: launchers hide their ranks' exit codes."""
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
+
+from scaletrain.errors import EXIT_STOPPED, EXIT_USER
 
 EXIT_FILE = "SCALETRAIN_EXIT_FILE"  # variable that names the file; a supervisor sets it, every process inherits it
 
@@ -24,3 +27,20 @@ def read_exits(path: Path) -> dict[int, int]:
         return {}
     lines = [line.split() for line in path.read_text(encoding="utf-8").splitlines()]
     return {int(line[0]): int(line[1]) for line in lines if len(line) == 2}
+
+
+def settle_end(code: int, exits: Mapping[int, int], *, is_finished: bool) -> int | None:
+    """The exit code that a launch means; None: it died.
+
+    `code`: the launcher's own, which tells little. `exits`: what its ranks reported. All ranks agree on an end
+    or a stop, with all saved, before the first of them reports it.
+    """
+    if EXIT_USER in exits.values():
+        return EXIT_USER
+    if exits.get(0) in (0, EXIT_STOPPED):
+        return exits[0]
+    if exits:
+        return None
+    if code == 0:  # a launcher that keeps the environment from its ranks, or hides their death
+        return 0 if is_finished else None
+    return code if code in (EXIT_USER, EXIT_STOPPED) else None

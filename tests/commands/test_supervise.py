@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from scaletrain.commands.supervise import find_script, newest_step, settle_end
+from scaletrain.commands.supervise import find_script, newest_step
 from scaletrain.errors import ConfigError
+from scaletrain.runtime.exit_report import settle_end
 from scaletrain.runtime.gpus import ask, begin_count, end_count
 from scaletrain.track.sinks import last_line
 from tests.conftest import run_program

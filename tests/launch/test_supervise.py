@@ -227,17 +227,18 @@ def test_a_stop_file_that_came_before_the_restart_is_obeyed(
     assert not (run / "stop").exists()
 
 
+@pytest.mark.parametrize("asked", [signal.SIGINT, signal.SIGHUP])
 def test_a_launch_that_dies_of_a_stop_is_not_started_again(
-    dataset: Dataset, tmp_path: Path, started: list[subprocess.Popen[str]]
+    asked: signal.Signals, dataset: Dataset, tmp_path: Path, started: list[subprocess.Popen[str]]
 ) -> None:
     recipe, run = write_recipe(tmp_path, dataset, tmp_path / "run"), tmp_path / "run"
     process = start(started, recipe, "--launch", shell(f"until [ -e {run}/stop ]; do sleep 0.05; done; exit 3"))
     wait_for(lambda: living(recipe) != [], process)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(asked)
     done = finish(process)
     assert (done.code, done.out) == (1, "")
     assert done.err == (
-        "error: the run was asked to stop (SIGINT) and died: ended with exit code 3; no step is saved yet\n"
+        f"error: the run was asked to stop ({asked.name}) and died: ended with exit code 3; no step is saved yet\n"
     )
 
 
