@@ -158,10 +158,11 @@ class Supervisor:
         self._launch = launch = Launch(words, self.own / f"launch-{self._launches}")
         while (code := launch.wait(_POLL_SECONDS)) is None:
             signals.pass_on()
+        exits = launch.exits()  # read before the rest is ended: ranks that we end report a stop, which nobody asked for
         if left := launch.clear():
-            _say(f"ended   {left} processes that the launch had left")
+            _say(f"ended   what the launch had left, processes: {left}")
         signals.take_back()
-        return settle_end(code, launch.exits(), is_finished=_is_finished(self.folder)), launch.cause(code)
+        return settle_end(code, exits, is_finished=_is_finished(self.folder)), launch.cause(code)
 
     def _kill(self) -> None:
         if self._launch is not None:

@@ -1,6 +1,7 @@
 """How each rank of a launch ended, written where its supervisor reads it: launchers hide their ranks' exit codes."""
 
 import os
+import signal
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -33,11 +34,12 @@ def settle_end(code: int, exits: Mapping[int, int], *, is_finished: bool) -> int
     """The exit code that a launch means; None: it died.
 
     `code`: the launcher's own, which tells little. `exits`: what its ranks reported. All ranks agree on an end
-    or a stop, with all saved, before the first of them reports it.
+    or a stop, with all saved, before the first of them reports it. Ranks also stop when they see that their launcher is
+    gone: after a launcher's SIGKILL a stop is not taken for a request.
     """
     if EXIT_USER in exits.values():
         return EXIT_USER
-    if exits.get(0) in (0, EXIT_STOPPED):
+    if exits.get(0) == 0 or (exits.get(0) == EXIT_STOPPED and code != -signal.SIGKILL):
         return exits[0]
     if exits:
         return None

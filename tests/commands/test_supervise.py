@@ -18,6 +18,8 @@ from tests.conftest import run_program
     [
         (0, {0: 0, 1: 0}, True, 0),
         (1, {0: 75, 1: 75}, False, 75),  # torchrun and deepspeed end with 1
+        (-9, {0: 75, 1: 75}, False, None),  # the launcher was killed, and its ranks saw it
+        (-9, {0: 0}, True, 0),
         (1, {0: 2}, False, 2),
         (1, {1: 2}, False, 2),  # rank 0 had no fault and was ended by the launcher
         (1, {1: 1}, False, None),

@@ -112,6 +112,24 @@ def test_a_rank_killed_twice_costs_nothing_but_the_time(
     assert "proven: step 240" in audited.out
 
 
+def test_ranks_that_outlive_a_killed_launcher_save_and_are_started_again(
+    dataset: Dataset, tmp_path: Path, started: list[subprocess.Popen[str]]
+) -> None:
+    recipe, run = write_recipe(tmp_path, dataset, tmp_path / "run"), tmp_path / "run"
+    settings = ["train.max_steps=200", "checkpoint.every_steps=null", "evaluate.every_steps=null"]
+    process = start(started, recipe, *settings, "--launch", shell('setsid "$@" & wait -n', sys.executable))
+    wait_for(lambda: len(losses(run)) >= 20, process)
+    launcher = min(living(recipe))
+    os.kill(launcher, signal.SIGKILL)
+    done = finish(process)
+    assert done.code == 0, done.err
+    (restart,) = events(run, "restart")
+    assert (restart["cause"], restart["number"]) == ("ended by SIGKILL", 1)
+    assert int(str(restart["step"])) >= 20, "nothing was lost"
+    assert "ended   what the launch had left, processes: 1" in done.out
+    assert [step for step, _ in losses(run)] == list(range(1, 201))
+
+
 def test_a_run_that_saves_no_new_step_is_given_up_with_its_last_error(
     dataset: Dataset, tmp_path: Path, started: list[subprocess.Popen[str]]
 ) -> None:
