@@ -2,6 +2,7 @@
 
 import contextlib
 import shlex
+import shutil
 import sys
 import tempfile
 import time
@@ -29,6 +30,7 @@ SCRIPT = Path("launch", "pretrain.py")
 _RANKS = "{ranks}"
 _POLL_SECONDS = 0.2
 _EXIT_GAVE_UP = 1
+_CLOCK_TICK_SECONDS = 0.05  # Linux dates files by the last tick: up to 10 ms before time.time()
 
 
 def supervise(
@@ -166,7 +168,8 @@ class Supervisor:
 
     def _kill(self) -> None:
         if self._launch is not None:
-            self._launch.clear(grace_seconds=0)
+            self._launch.kill()
+        shutil.rmtree(self.own, ignore_errors=True)  # the process ends here, without the caller's clean-up
 
     def _gpus_left(self) -> int | None:
         """None on a machine that had none when it began."""
@@ -205,7 +208,7 @@ class Supervisor:
     def _stop_file_came(self) -> bool:
         """Whether somebody made the stop file after the launch that died began; it is removed: obeyed."""
         file = self.folder / "stop"
-        if not file.is_file() or file.stat().st_mtime < self._began:
+        if not file.is_file() or file.stat().st_mtime < self._began - _CLOCK_TICK_SECONDS:
             return False
         file.unlink()
         return True

@@ -65,12 +65,17 @@ class Launch:
 
     def clear(self, grace_seconds: float = 10.0) -> int:
         """Ends every process of it that is left, and passes on the last of the output. Gives how many were left."""
-        left = end_marked(EXIT_FILE, str(self._exit_file), grace_seconds)
-        with contextlib.suppress(ProcessLookupError, PermissionError):  # where there is no /proc
-            os.killpg(self._process.pid, signal.SIGKILL)
+        left = self.kill(grace_seconds)
         self._process.wait()
         for pump in self._pumps:
             pump.join(_DRAIN_SECONDS)
+        return left
+
+    def kill(self, grace_seconds: float = 0.0) -> int:
+        """Ends every process of it and waits for none of the output; safe in a signal handler."""
+        left = end_marked(EXIT_FILE, str(self._exit_file), grace_seconds)
+        with contextlib.suppress(ProcessLookupError, PermissionError):  # where there is no /proc
+            os.killpg(self._process.pid, signal.SIGKILL)
         return left
 
     def exits(self) -> dict[int, int]:
