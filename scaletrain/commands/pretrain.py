@@ -109,7 +109,11 @@ def _train_held(settled: "Settled", terminal: "Terminal", began: float) -> int:
     """Trains inside a held run folder, with the libraries' output diverted."""
     from scaletrain.assemble.settle import measure_peak
     from scaletrain.assemble.start import start_pretraining
+    from scaletrain.runtime.leftovers import describe_leftovers
 
+    if settled.world.local_rank == 0:  # on each node, before an op build could wait for a dead one's lock
+        for line in describe_leftovers():
+            print(line, file=terminal.out)
     peak = measure_peak(settled)
     if settled.world.is_first:
         print("\n".join(header(settled, peak)), file=terminal.out)

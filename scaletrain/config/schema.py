@@ -180,6 +180,12 @@ class Train(Section):
     stop_at_step: Positive | None = None
     """Save and exit with code 75 after this step, unless it is the last; the schedule is still that of the whole run. A
     run that is there or further trains no step."""
+    max_restarts: NonNegative = 3
+    """`scaletrain supervise`: restarts in a row that may save no new step before it gives up; one that saved a new step
+    before it died sets the count back to none. 0: a death is final."""
+    min_ranks: Positive | None = None
+    """`scaletrain supervise`: go on with fewer ranks, down to so many, when GPUs are gone or when two launches in a row
+    died without a new step; default: always the same number."""
     global_batch_size: Positive = 8
     """Samples an optimizer step, over all ranks and accumulation."""
     micro_batch_size: Positive | None = None

@@ -1,17 +1,102 @@
-"""Processes of this machine, told apart from later ones of the same number."""
+"""The living processes of this machine, as Linux tells of them in /proc; elsewhere there are none to see."""
 
+import contextlib
 import os
 import signal
 import socket
-from collections.abc import Sequence
+import time
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
+
+_PROC = Path("/proc")
+_POLL_SECONDS = 0.05
+
+
+def own_processes() -> Iterator[Path]:
+    """The /proc folder of each process of this user."""
+    user = os.getuid()
+    for folder in _PROC.glob("[0-9]*"):
+        with contextlib.suppress(OSError):  # it has just ended
+            if folder.stat().st_uid == user:
+                yield folder
+
+
+def marked(variable: str, value: str) -> list[int]:
+    """Other processes of this user that were started with `variable=value`: children inherit it, in any session."""
+    wanted, found = f"{variable}={value}".encode(), []
+    for folder in own_processes():
+        with contextlib.suppress(OSError):
+            if wanted in (folder / "environ").read_bytes().split(b"\0") and int(folder.name) != os.getpid():
+                found.append(int(folder.name))
+    return found
+
+
+def end_marked(variable: str, value: str, grace_seconds: float) -> int:
+    """Ends what `marked` finds: SIGTERM, and after the grace SIGKILL until none is left. Gives how many there were.
+
+    A process that the kernel holds (waiting for a dead disk or GPU) outlives SIGKILL: it is waited for ten seconds.
+    """
+    left = marked(variable, value)
+    count = len(left)
+    if left and grace_seconds > 0:
+        _signal(left, signal.SIGTERM)
+        left = _wait_for_none(variable, value, grace_seconds)
+    deadline = time.monotonic() + 10
+    while left and time.monotonic() < deadline:
+        _signal(left, signal.SIGKILL)
+        left = _wait_for_none(variable, value, 0.5)
+    return count
+
+
+def _wait_for_none(variable: str, value: str, seconds: float) -> list[int]:
+    deadline = time.monotonic() + seconds
+    while (left := marked(variable, value)) and time.monotonic() < deadline:
+        time.sleep(_POLL_SECONDS)
+    return left
+
+
+def _signal(numbers: Iterable[int], what: signal.Signals) -> None:
+    for number in numbers:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(number, what)
+
+
+def names() -> set[str]:
+    """What the living processes of this user are called; Linux keeps 15 characters."""
+    found = set()
+    for folder in own_processes():
+        with contextlib.suppress(OSError):
+            found.add((folder / "comm").read_text(encoding="utf-8", errors="replace").strip())
+    return found
+
+
+def files_in_use() -> tuple[set[str], set[int]]:
+    """Paths and inodes of the files that living processes of this user have mapped or open.
+
+    A process that may not be read (another user's, or one with raised rights) adds nothing.
+    """
+    paths: set[str] = set()
+    inodes: set[int] = set()
+    for folder in own_processes():
+        with contextlib.suppress(OSError):
+            for line in (folder / "maps").read_text(encoding="utf-8", errors="surrogateescape").splitlines():
+                fields = line.split(maxsplit=5)  # address rights offset device inode path
+                if len(fields) == 6 and fields[4] != "0":
+                    paths.add(fields[5])
+                    inodes.add(int(fields[4]))
+        with contextlib.suppress(OSError):
+            for handle in (folder / "fd").iterdir():
+                with contextlib.suppress(OSError):
+                    paths.add(str(handle.readlink()))
+                    inodes.add(handle.stat().st_ino)
+    return paths, inodes
 
 
 def process_begun(pid: int) -> str:
     """When a process of this machine began, in ticks since boot; "" where there is none (or no /proc to tell)."""
     try:
-        fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
+        fields = (_PROC / str(pid) / "stat").read_text(encoding="utf-8").rpartition(")")[2].split()
     except OSError:
         return ""
     return "" if fields[0] == "Z" else fields[19]

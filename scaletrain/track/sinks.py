@@ -10,6 +10,7 @@ from typing import Any, Protocol
 
 from scaletrain.runtime.files import write_whole
 
+_TAIL_BYTES = 1 << 16  # holds the last line of a metrics or events file
 Value = float | int | str | bool | None
 
 
@@ -104,6 +105,20 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
         except ValueError:
             continue
     return lines
+
+
+def last_line(path: Path) -> dict[str, Any] | None:
+    """The last whole object of a JSON-lines file, however long the file is."""
+    with path.open("rb") as file:
+        file.seek(max(0, path.stat().st_size - _TAIL_BYTES))
+        lines = file.read().decode("utf-8", errors="replace").splitlines()
+    for line in reversed(lines):
+        try:
+            value = json.loads(line)
+        except ValueError:
+            continue
+        return value if isinstance(value, dict) else None
+    return None
 
 
 def _keep_until(path: Path, step: int) -> None:
