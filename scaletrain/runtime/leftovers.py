@@ -5,7 +5,7 @@ import os
 import shlex
 import socket
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -78,12 +78,12 @@ def extension_folder(env: Mapping[str, str]) -> Path:
     return Path(env.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "torch_extensions"
 
 
-def stale_locks(folder: Path) -> list[tuple[Path, float]]:
+def stale_locks(folder: Path, names: Callable[[], set[str]] = processes.names) -> list[tuple[Path, float]]:
     """Build locks older than ten minutes that nothing holds, with their age in seconds.
 
     torch's FileBaton makes the file, keeps it open while it builds and removes it; a kill leaves it, and every later
     build of that op waits for its removal for ever, without a word. While anything of this user compiles, none is
-    called stale: the home folder may be shared, and the lock another container's.
+    called stale: the home folder may be shared, and the lock another container's. `names`: of what runs.
     """
     found = []
     for path in (*folder.glob("*/lock"), *folder.glob("*/*/lock")):  # NAME/lock, or py311_cu126/NAME/lock
@@ -91,7 +91,7 @@ def stale_locks(folder: Path) -> list[tuple[Path, float]]:
             age = time.time() - path.stat().st_mtime
             if age > _LOCK_AGE_SECONDS:
                 found.append((path, age))
-    if not found or processes.names() & _COMPILERS:
+    if not found or names() & _COMPILERS:
         return []
     paths, _ = processes.files_in_use()
     return [(path, age) for path, age in found if str(path.resolve()) not in paths]
