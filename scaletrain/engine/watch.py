@@ -84,15 +84,17 @@ class Watch:
         CorruptionError, which names the ranks that differ from most, on all ranks.
         """
         digests: list[tuple[int | None, str]] = dist.gather((digest, socket.gethostname()))
-        (right, _), *_ = Counter(digest for digest, _ in digests).most_common()
-        wrong = [(rank, host) for rank, (digest, host) in enumerate(digests) if digest != right]
-        if not wrong:
+        (right, count), *others = Counter(digest for digest, _ in digests).most_common()
+        if not others:
             return
+        is_most = 2 * count > len(digests)
+        wrong = [(rank, host) for rank, (digest, host) in enumerate(digests) if digest != right or not is_most]
         names = ", ".join(f"rank {rank} on {host}" for rank, host in wrong)
         self._records.event("weights_differ", state.step, ranks=[rank for rank, _ in wrong])
+        differ = "are not those of the other ranks" if is_most else "are not the same"
         raise CorruptionError(
-            f"after step {state.step:,} the weights of {names} are not those of the other ranks (silent data "
-            "corruption): not saved; take the node out and run the same command to go on from the last checkpoint"
+            f"after step {state.step:,} the weights of {names} {differ} (silent data corruption): not saved; take the "
+            "node out and run the same command to go on from the last checkpoint"
         )
 
     def went_back(self) -> None:

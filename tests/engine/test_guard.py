@@ -1,14 +1,29 @@
 """Updates left out and spikes of the loss: told with their cause, and the end of a run where it asks for it."""
 
+import re
+
 import pytest
 import torch
 
-from scaletrain.config.schema import Guard
+from scaletrain.config.schema import Guard, Recipe
 from scaletrain.data.order import Share
 from scaletrain.engine.engine import Engine
-from scaletrain.engine.guard import SkipGuard, Spike, SpikeGuard, cause_of_skip, not_finite, show_command
-from scaletrain.errors import TrainingError
+from scaletrain.engine.guard import (
+    SkipGuard,
+    Spike,
+    SpikeGuard,
+    StragglerGuard,
+    cause_of_skip,
+    not_finite,
+    show_command,
+)
+from scaletrain.engine.records import Records
+from scaletrain.engine.state import RunState
+from scaletrain.engine.watch import Watch
+from scaletrain.errors import CorruptionError, TrainingError
 from scaletrain.runtime import dist
+from scaletrain.track.progress import RunProgress
+from scaletrain.track.sinks import Events
 from tests.engine.tiny import TinyRows, TinyTask
 from tests.engine.training import OPTIM, engine_dict
 from tests.ranks import run_ranks
@@ -124,3 +139,80 @@ def test_a_spike_ends_a_run_that_is_to_stop_and_no_other() -> None:
         match=r"3 steps in a row ended in a loss of 9 .* to 103 of the run\), and guard.on_spike is stop: look",
     ):
         SpikeGuard(Guard(on_spike="stop")).judge(spike)
+
+
+def stragglers(guard: StragglerGuard, seconds: list[list[float]]) -> list[tuple[int, str, int]]:
+    """Logged step, change and rank."""
+    found = [(step, guard.note(each)) for step, each in enumerate(seconds)]
+    return [(step, told[0], told[1]) for step, told in found if told is not None]
+
+
+def test_a_rank_that_stays_slow_is_told_once_and_once_more_when_it_has_recovered() -> None:
+    guard = StragglerGuard(Guard(straggler_ratio=1.5, straggler_logs=3))
+    even, slow = [1.0, 1.1, 1.0, 1.2], [1.0, 1.1, 1.8, 1.0]
+    assert stragglers(guard, [even, slow, slow, slow, slow, even, even]) == [(3, "slow", 2), (5, "recovered", 2)]
+
+
+def test_ranks_that_are_slow_in_turn_or_for_a_moment_are_no_stragglers() -> None:
+    guard = StragglerGuard(Guard(straggler_ratio=1.5, straggler_logs=2))
+    assert stragglers(guard, [[1, 2], [2, 1], [1, 2], [1, 1], [2, 1], [1, 1.5], [2, 1]]) == []
+    assert stragglers(StragglerGuard(Guard(straggler_logs=1)), [[1.0], [9.0]]) == []  # one rank has no others
+
+
+def slow_second_rank() -> list[str]:
+    """The lines that rank 0 tells of four logged steps in which rank 1 needs five times as long."""
+    said: list[str] = []
+
+    class Screen(RunProgress):
+        def say(self, line: str) -> None:
+            said.append(line)
+
+    recipe = Recipe.model_validate({"run": {"dir": "."}})
+    watch = Watch(recipe, Records([], Events(None, dist.rank()), Screen(None)), {})
+    for step in range(1, 5):
+        values = watch.seconds(0.5 if dist.rank() else 0.1, step)
+    return [*said, f"{values['rank_seconds_median']:g} {values['rank_seconds_max']:g}"]
+
+
+def test_a_slow_rank_is_named_with_its_host() -> None:
+    line, values = run_ranks(slow_second_rank, 2)[0]
+    assert re.fullmatch(r"note    rank 1 on \S+ is slow: 0.500 s a step of its own where the median is 0.100 s", line)
+    assert values == "0.1 0.5"
+
+
+def flipped_weight(stage: int) -> str | None:
+    """What is told when one bit of a weight of rank 1 is flipped, as a faulty memory does."""
+    engine = Engine(TinyTask(), engine_dict(stage, "bf16", dist.size()), OPTIM, torch.device("cpu"))
+    per_rank = 8 // dist.size()
+    batch = TinyRows().fetch(torch.arange(per_rank).numpy() + per_rank * dist.rank())
+    recipe = Recipe.model_validate({"run": {"dir": "."}})
+    watch = Watch(recipe, Records([], Events(None, dist.rank()), RunProgress(None)), {})
+    engine.train_step([batch], 0.1, 64)
+    watch.weights(engine.weights_digest(), RunState(step=1))
+    if dist.rank() == 1 and stage < 3:
+        with torch.no_grad():
+            next(engine._engine.module.parameters()).view(-1).view(torch.int16)[7] ^= 1
+    try:
+        watch.weights(engine.weights_digest(), RunState(step=1))
+    except CorruptionError as error:
+        return str(error)
+    return None
+
+
+def flipped_weights() -> list[str | None]:
+    return [flipped_weight(stage) for stage in (0, 1, 2, 3)]
+
+
+def test_a_flipped_bit_of_one_rank_is_found_where_ranks_hold_the_same_weights() -> None:
+    for found in run_ranks(flipped_weights, 4):
+        assert found[3] is None  # no rank holds another's
+        for line in found[:3]:
+            assert line is not None
+            assert re.match(r"after step 1 the weights of rank 1 on \S+ are not those of the other ranks", line)
+            assert "not saved; take the node out" in line
+
+
+def test_of_two_ranks_that_differ_neither_is_called_right() -> None:
+    for found in run_ranks(flipped_weights, 2):
+        assert found[0] is not None
+        assert re.match(r"after step 1 the weights of rank 0 on \S+, rank 1 on \S+ are not the same", found[0])
