@@ -13,6 +13,7 @@ from scaletrain.commands.evaluate import evaluate
 from scaletrain.commands.export import export
 from scaletrain.commands.generate import generate
 from scaletrain.commands.prepare import prepare
+from scaletrain.commands.verify import verify
 from scaletrain.errors import EXIT_USER, ScaleTrainError
 
 app = typer.Typer(
@@ -27,6 +28,7 @@ app.command()(export)
 app.command()(generate)
 app.command()(evaluate)
 app.command()(audit)
+app.command()(verify)
 app.command()(demo)
 
 
