@@ -1,19 +1,16 @@
 """`scaletrain verify`: proves on this cluster, with a user's own recipe, that a resume changes nothing."""
 
-import os
 import shlex
 import shutil
-import subprocess
-import sys
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
 from math import gcd
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from scaletrain.commands.rehearsal import LaunchError, Rehearsal, counted
 from scaletrain.config.deepspeed import batch_plan, check_keys, load_deepspeed, settle
 from scaletrain.config.load import SOURCE_TREE, load_recipe
 from scaletrain.errors import ConfigError
@@ -23,11 +20,6 @@ if TYPE_CHECKING:
     from scaletrain.engine.comparison import Finding
 
 SCRIPT = Path("launch/pretrain.py")
-TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node={ranks}")
-
-
-class LaunchError(Exception):
-    """A launch that did not do what it was to do."""
 
 
 def verify(
@@ -80,7 +72,7 @@ def verify(
         raise typer.Exit(1)
 
 
-def _rehearse(rehearsal: "Rehearsal", wanted: Sequence[int]) -> bool:
+def _rehearse(rehearsal: Rehearsal, wanted: Sequence[int]) -> bool:
     """Launches and compares, a line a check; whether all agree."""
     from scaletrain.engine.comparison import Finding, compare_closely, compare_exactly, compare_samples, read_trace
 
@@ -90,7 +82,7 @@ def _rehearse(rehearsal: "Rehearsal", wanted: Sequence[int]) -> bool:
     copies = {ranks: rehearsal.copy("resumed", f"on-{ranks}-ranks") for ranks in wanted[1:]}
     rehearsal.launch("resumed", first, end)
     whole, resumed = read_trace(rehearsal.folder / "whole"), read_trace(rehearsal.folder / "resumed")
-    on_first = _counted(first, "rank")
+    on_first = counted(first, "rank")
     repeated = _told(f"repeat  {on_first}, {_span(0, half)} trained twice", compare_exactly(whole, resumed, 0, half))
     agrees = _told(f"resume  {on_first}, {_span(half, end)} after a stop", compare_exactly(whole, resumed, half, end))
     for ranks, name in copies.items():
@@ -102,85 +94,13 @@ def _rehearse(rehearsal: "Rehearsal", wanted: Sequence[int]) -> bool:
             digest is not None, f"state loaded as saved (weight {digest})" if digest else "no state digest"
         )
         found = [loaded, compare_samples(whole, other, end), compare_closely(whole, other, half, end)]
-        agrees &= _told(f"reshard {_counted(ranks, 'rank')} after {first}, {_span(half, end)}", found)
+        agrees &= _told(f"reshard {counted(ranks, 'rank')} after {first}, {_span(half, end)}", found)
     return repeated and agrees
 
 
 def _told(what: str, findings: Sequence["Finding"]) -> bool:
     print(f"{what}: {', '.join(finding.text for finding in findings)}", flush=True)
     return all(finding.agrees for finding in findings)
-
-
-@dataclass(frozen=True)
-class Rehearsal:
-    """A short run that is launched several times: `program` is the script and its arguments, `half` where it stops."""
-
-    template: tuple[str, ...] | None
-    program: list[str]
-    folder: Path
-    half: int
-
-    def launch(self, name: str, ranks: int, until: int) -> None:
-        """Trains the run `name` until a step, on so many ranks; LaunchError when that is not what happened."""
-        run, is_end = self.folder / name, until == 2 * self.half
-        before = (run / "checkpoints").is_dir()
-        print(f"launch  {name}, {_counted(ranks, 'rank')}, to step {until}", file=sys.stderr, flush=True)
-        stop = "null" if is_end else str(until)
-        command = [*self._launcher(ranks), *self.program, f"run.dir={run}", f"train.stop_at_step={stop}"]
-        log = self.folder / f"{name}-to-step-{until}.log"
-        with log.open("wb") as file:
-            try:
-                code = subprocess.run(command, stdout=file, stderr=subprocess.STDOUT, check=False).returncode
-            except OSError as error:
-                raise LaunchError(f"{command[0]}: {error.strerror}\ncommand {shlex.join(command)}") from None
-        if (wrong := self._wrong(run, ranks, until, before)) is None and is_end and code:
-            wrong = f"exit code {code}"  # a launcher makes what it likes of a stop's 75
-        if wrong is not None:
-            last = _last_error(log.read_text(encoding="utf-8", errors="replace"))
-            raise LaunchError(f"{wrong}: {last}\ncommand {shlex.join(command)}\nlog     {log}")
-
-    def _launcher(self, ranks: int) -> list[str]:
-        if self.template is None and ranks == 1:
-            return [sys.executable]
-        return [part.replace("{ranks}", str(ranks)) for part in self.template or TORCHRUN]
-
-    def _wrong(self, run: Path, ranks: int, until: int, resumes: bool) -> str | None:
-        """What the run's events say that should not have happened in the last launch."""
-        from scaletrain.track.sinks import read_lines
-
-        path = run / "events.jsonl"
-        events: list[dict[str, Any]] = read_lines(path) if path.is_file() else []
-        begun = [event for event in events if event["event"] in ("start", "resume")]
-        last = events[-1] if events else {}
-        if last.get("event") != ("end" if until == 2 * self.half else "stop") or last.get("step") != until:
-            at = f"step {last['step']}" if begun else "its start"
-            return f"training did not come to step {until}, it ended after {at}"
-        if begun[-1]["ranks"] != ranks:
-            return f"the launch had {_counted(begun[-1]['ranks'], 'rank')}, not {ranks}: --launch must start {{ranks}}"
-        if resumes and begun[-1].get("checkpoint") != f"step-{self.half:08d}":
-            return f"the launch did not resume from step {self.half}"
-        return None
-
-    def copy(self, name: str, other: str) -> str:
-        """A run that stands at the checkpoint of the run `name`: the files are linked, where the file system can."""
-        source, target = (self.folder / n / "checkpoints" for n in (name, other))
-        shutil.copytree(source, target, copy_function=_link)
-        return other
-
-
-def _link(source: str, target: str) -> None:
-    try:
-        os.link(source, target)  # a checkpoint's files are never written again
-    except OSError:
-        shutil.copy2(source, target)
-
-
-def _last_error(log: str) -> str:
-    """The line of a launch's output that says what was wrong: ours, else the last exception's, else the last."""
-    lines = [line.strip() for line in log.splitlines() if line.strip()]
-    ours = [line for line in lines if line.startswith("error: ")]
-    raised = [line for line in lines if "Error: " in line or "Exception: " in line]
-    return (ours or raised or lines or ["it printed nothing"])[-1]
 
 
 def _script() -> Path:
@@ -260,7 +180,3 @@ def _make_folder(keep: Path | None, run: Path) -> Path:
 
 def _span(after: int, until: int) -> str:
     return f"steps {after + 1} to {until}" if until > after + 1 else f"step {until}"
-
-
-def _counted(number: int, one: str) -> str:
-    return f"{number} {one}{'' if number == 1 else 's'}"

@@ -11,8 +11,8 @@ from scaletrain.track.sinks import read_lines
 
 # Largest relative difference of a loss when the ranks are others, whose gradients are added in another order. Over ten
 # steps at losses of about 3 rounding made up to 2e-6 in float32 and 3e-3 in bfloat16 (tests/engine/test_elastic.py), so
-# a relative 6e-7 and 1e-3. Larger models and learning rates get some 150 and 5 times that; more would hide a fault. What
-# a load did wrong the digest tells, to the bit.
+# a relative 6e-7 and 1e-3. Larger models and learning rates get about 150 and 5 times that; more would hide a fault.
+# What a load did wrong the digest tells, to the bit.
 TOLERANCE: dict[Precision, float] = {"fp32": 1e-4, "bf16": 5e-3, "fp16": 5e-3}
 
 Value = TypeVar("Value")

@@ -102,6 +102,25 @@ def test_a_launcher_that_is_missing_or_starts_other_ranks_is_told(dataset: Datas
     assert "failed  the launch had 1 rank, not 2: --launch must start {ranks}" in done.out
 
 
+FORGET = """\
+    import pathlib, shutil
+    (run,) = [argument.removeprefix("run.dir=") for argument in arguments if argument.endswith("/resumed")]
+    for saved in pathlib.Path(run).glob("checkpoints/step-*"):
+        shutil.rmtree(saved)"""
+
+
+def test_a_launch_that_starts_anew_or_ends_with_another_code_is_told(dataset: Dataset, tmp_path: Path) -> None:
+    wrapper = tmp_path / "wrapper.py"
+    wrapper.write_text(WRAPPER.format(fault=FORGET))
+    recipe = write_recipe(tmp_path, dataset, tmp_path / "run")
+    done = verify(recipe, "--ranks", "1", "--steps=1", "--launch", f"{sys.executable} {wrapper} {{ranks}}")
+    assert done.code == 1
+    assert "failed  the launch did not resume from step 1" in done.out
+    done = verify(recipe, "--ranks=1", "--steps=1", "--launch", f"sh -c '{sys.executable} \"$@\"; exit 3' {{ranks}}")
+    assert done.code == 1
+    assert "failed  exit code 3: " in done.out
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
