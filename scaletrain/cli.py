@@ -14,6 +14,7 @@ from scaletrain.commands.export import export
 from scaletrain.commands.generate import generate
 from scaletrain.commands.prepare import prepare
 from scaletrain.commands.supervise import supervise
+from scaletrain.commands.verify import verify
 from scaletrain.errors import EXIT_USER, ScaleTrainError
 
 app = typer.Typer(
@@ -29,6 +30,7 @@ app.command()(generate)
 app.command()(evaluate)
 app.command()(audit)
 app.command()(supervise)
+app.command()(verify)
 app.command()(demo)
 
 

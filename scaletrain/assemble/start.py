@@ -73,7 +73,7 @@ def start_pretraining(settled: Settled, peak: Peak, terminal: Terminal, began: f
     _check_best(recipe.checkpoint, task, validation)
     engine = Engine(task, settled.deepspeed, recipe.optim, device)
     if found is not None:
-        engine.load(found.folder, found.manifest["files"])
+        engine.load(found.folder, found.manifest["files"], found.manifest.get("digest"))
     changed = checkpoint.changed_layout(found, settled.identity) if found is not None else None
     hosts = sorted(set(dist.gather(os.uname().nodename)))
     with dist.together():

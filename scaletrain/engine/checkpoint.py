@@ -14,6 +14,7 @@ from typing import Any, Protocol
 
 import xxhash
 
+from scaletrain.engine.digest import Sums, shown
 from scaletrain.engine.state import RunState
 from scaletrain.errors import CheckpointError
 from scaletrain.runtime import dist
@@ -28,13 +29,14 @@ BEST = "best"
 
 
 Files = dict[str, tuple[int, str]]  # name -> (bytes, xxh3)
+Written = tuple[Files, Sums]  # by one rank: files, and its part of the state's digest
 
 
 class Saves(Protocol):
     """What can be checkpointed: the engine, seen from here."""
 
-    def writer(self, *, copy: bool) -> Callable[[Path], Files]: ...
-    def load(self, folder: Path, files: Iterable[str]) -> None: ...
+    def writer(self, *, copy: bool) -> Callable[[Path], Written]: ...
+    def load(self, folder: Path, files: Iterable[str], stored: Mapping[str, str] | None = None) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -90,7 +92,7 @@ class Pending:
     state: RunState
     identity: Identity
     extra: Mapping[str, Any]
-    mine: Future[Files]
+    mine: Future[Written]
     began: float
     stall: float
 
@@ -124,15 +126,15 @@ def begin(
             unfinished.mkdir(parents=True)
     write = engine.writer(copy=background)
 
-    def work() -> Files:
-        files = write(unfinished)
+    def work() -> Written:
+        files, sums = write(unfinished)
         if position is not None:
             name = _position_file(dist.rank())
             write_json(unfinished / name, position)
             files[name] = (unfinished / name).stat().st_size, hash_file(unfinished / name)
-        return files
+        return files, sums
 
-    mine: Future[Files] = Future()
+    mine: Future[Written] = Future()
     if background:
         threading.Thread(target=_settle, args=(mine, work), name="checkpoint", daemon=True).start()
     else:
@@ -149,14 +151,16 @@ def finish(pending: Pending) -> dict[str, Any]:
     """
     root, state, waiting = pending.root, pending.state, time.perf_counter()
     unfinished, final = _unfinished_folder(root, state), step_folder(root, state.step)
-    mine: Files = {}
+    mine: Written = {}, {}
     with _telling_disk_faults(root, state):
         with dist.together():
             mine = pending.mine.result()
-        files = {name: record for part in dist.gather(mine) for name, record in part.items()}
+        everyone = dist.gather(mine)
+        files = {name: record for part, _ in everyone for name, record in part.items()}
+        digest = {kind: sum(sums[kind] for _, sums in everyone) % 2**64 for kind in mine[1]}
         with dist.together():
             if dist.rank() == 0:
-                _commit(unfinished, final, files, state, pending.identity, pending.extra)
+                _commit(unfinished, final, files, shown(digest), state, pending.identity, pending.extra)
     now = time.perf_counter()
     return {
         "checkpoint": final.name,
@@ -166,7 +170,7 @@ def finish(pending: Pending) -> dict[str, Any]:
     }
 
 
-def _settle(future: Future[Files], work: Callable[[], Files]) -> None:
+def _settle(future: Future[Written], work: Callable[[], Written]) -> None:
     try:
         future.set_result(work())
     except BaseException as error:  # noqa: BLE001  raised by finish(), on the training thread
@@ -196,6 +200,7 @@ def _commit(
     unfinished: Path,
     final: Path,
     files: Mapping[str, tuple[int, str]],
+    digest: Mapping[str, str],
     state: RunState,
     identity: Identity,
     extra: Mapping[str, Any],
@@ -211,6 +216,7 @@ def _commit(
         "state": state.to_dict(),
         **identity.to_dict(),
         **extra,
+        "digest": dict(digest),
         "files": {name: {"bytes": b, "xxh3_128": h} for name, (b, h) in sorted(files.items())},
     }
     write_json(unfinished / MANIFEST, {**manifest, SELF: _self_hash(manifest)})

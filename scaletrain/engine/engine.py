@@ -2,7 +2,8 @@
 
 import os
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,16 +16,13 @@ from torch import nn
 from scaletrain.config.deepspeed import offloads_optimizer
 from scaletrain.config.schema import Optim
 from scaletrain.data.rows import Batch
-from scaletrain.engine import fragments, state_files
+from scaletrain.engine import digest, fragments, state_files
 from scaletrain.engine.timing import DeviceTime
 from scaletrain.errors import CheckpointError, ConfigError
 from scaletrain.model.init import whole_parameter
 from scaletrain.optim.groups import parameter_groups
 from scaletrain.runtime import dist, pulse
 from scaletrain.tasks.task import Sums, Task
-
-_DIGEST_BLOCK = 1 << 16  # elements: in a core's cache
-_ODD = 0x9E3779B97F4A7C1  # odd, so that the factors of elements differ in many bits
 
 
 @dataclass(frozen=True)
@@ -134,10 +132,13 @@ class Engine:
         part. Reads all weights once."""
         if self._zero_stage == 3:
             return None
-        return sum(n * _digest(p.detach()) for n, p in enumerate(self._engine.module.parameters(), start=1)) % 2**64
+        named = self._engine.module.named_parameters()
+        entries = (state_files.Entry(fragments.WEIGHT, name, 0, p.detach().flatten()) for name, p in named)
+        return digest.sums(entries)[fragments.WEIGHT]
 
-    def writer(self, *, copy: bool) -> Callable[[Path], dict[str, tuple[int, str]]]:
-        """What writes this rank's part of the state into a folder, and tells the file's name, bytes and xxh3.
+    def writer(self, *, copy: bool) -> Callable[[Path], tuple[dict[str, tuple[int, str]], digest.Sums]]:
+        """What writes this rank's part of the state into a folder, and tells the file's name, bytes and xxh3, and the
+        part's digest.
 
         With `copy` it writes a copy in host memory, made now, so that training may go on while it works (the memory is
         kept for the next one: one writer at a time). Without, the state as it is then.
@@ -145,22 +146,34 @@ class Engine:
         held = fragments.pieces(self._engine, self._zero_stage)
         if self._zero_stage == 0:
             held = fragments.share(held, dist.rank(), dist.size())
-        entries = [
-            state_files.Entry(kind, piece.name, piece.start, values)
-            for kind in fragments.KINDS
-            for piece in held
-            if (values := fragments.values(self._engine, piece, kind)) is not None
-        ]
+        entries = self._entries(held)
         metadata = {
             "shapes": self._shapes,
             "tied": self._tied,
             "steps": fragments.steps(self._engine, held),
             "scaler": fragments.read_scaler(self._engine),
         }
+        sum_of_steps = digest.sum_of_steps(held, fragments.steps(self._engine, held))
         if copy:
             entries = self._copied(entries)
         name = state_files.file_name(dist.rank(), dist.size())
-        return lambda folder: {name: state_files.write_entries(folder / name, entries, metadata)}
+
+        def write(folder: Path) -> tuple[dict[str, tuple[int, str]], digest.Sums]:
+            with ThreadPoolExecutor(1, "digest") as beside:  # the other thread waits for the disk
+                sums = beside.submit(digest.sums, entries)
+                files = {name: state_files.write_entries(folder / name, entries, metadata)}
+                return files, {**sums.result(), digest.STEP: sum_of_steps}
+
+        return write
+
+    def _entries(self, held: Iterable[fragments.Piece]) -> list[state_files.Entry]:
+        """The pieces' weights and moments, as the optimizer holds them."""
+        return [
+            state_files.Entry(kind, piece.name, piece.start, values)
+            for kind in fragments.KINDS
+            for piece in held
+            if (values := fragments.values(self._engine, piece, kind)) is not None
+        ]
 
     def _copied(self, entries: list[state_files.Entry]) -> list[state_files.Entry]:
         total = sum(entry.values.numel() for entry in entries)
@@ -173,11 +186,12 @@ class Engine:
             torch.cuda.synchronize(self._device)
         return [replace(entry, values=copy) for entry, copy in zip(entries, copies, strict=True)]
 
-    def load(self, folder: Path, files: Iterable[str]) -> None:
+    def load(self, folder: Path, files: Iterable[str], stored: Mapping[str, str] | None = None) -> None:
         """Takes this rank's part of the weights and of the optimizer's state from the `files` of a checkpoint.
 
         They may be of any number of ranks, any ZeRO stage and any precision. The optimizer's settings stay the
-        recipe's. All ranks call it; CheckpointError when something is missing.
+        recipe's. All ranks call it; CheckpointError when something is missing, or when what the optimizers then hold
+        has not the digest `stored` (in the checkpoint's manifest, unless it is older than digests).
         """
         saved = state_files.StateFiles(folder, files)
         held = fragments.pieces(self._engine, self._zero_stage)
@@ -196,22 +210,21 @@ class Engine:
                         saved.fill(kind, piece.name, piece.start, values)
         fragments.write_scaler(self._engine, saved.scaler)
         fragments.refresh(self._engine, self._zero_stage)
+        if stored is not None:
+            self._prove_loaded(held, stored, folder)
+
+    def _prove_loaded(self, held: list[fragments.Piece], stored: Mapping[str, str], folder: Path) -> None:
+        found = digest.sums(self._entries(held))
+        found[digest.STEP] = digest.sum_of_steps(held, fragments.steps(self._engine, held))
+        if self._zero_stage != 0:  # there each rank holds all of it, and proves all
+            found = dict(zip(found, dist.sum_modulo(list(found.values())), strict=True))
+        with dist.together():
+            digest.check(found, stored, str(folder))
 
     def _to_device(self, batch: Batch) -> Batch:
         if self._device.type == "cpu":
             return batch
         return {name: tensor.to(self._device, non_blocking=True) for name, tensor in batch.items()}
-
-
-def _digest(weights: torch.Tensor) -> int:
-    """A sum over all elements' bits, each times an odd number of its own: any one that changes changes it."""
-    bits = weights.flatten().view({2: torch.int16, 4: torch.int32}[weights.element_size()])
-    total = 0
-    for first in range(0, bits.numel(), _DIGEST_BLOCK):
-        block = bits[first : first + _DIGEST_BLOCK].long()
-        odd = torch.arange(first, first + block.numel(), device=block.device).mul_(2 * _ODD).add_(1)
-        total += int(block.mul_(odd).sum())
-    return total
 
 
 def _copy_to_host(values: torch.Tensor) -> Callable[[], list[float]]:

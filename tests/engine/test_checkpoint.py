@@ -3,14 +3,14 @@
 import json
 import os
 import subprocess
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
 import pytest
 import torch
 
 from scaletrain.engine import checkpoint
-from scaletrain.engine.checkpoint import Found, Identity
+from scaletrain.engine.checkpoint import Found, Identity, Written
 from scaletrain.engine.state import RunState
 from scaletrain.engine.state_files import Entry, StateFiles, file_name, write_entries
 from scaletrain.engine.weights import find_checkpoint
@@ -27,8 +27,8 @@ class Weights:
     def __init__(self, value: float, size: int = 1000) -> None:
         self.value, self.size = value, size
 
-    def writer(self, *, copy: bool) -> Callable[[Path], dict[str, tuple[int, str]]]:
-        return self.save
+    def writer(self, *, copy: bool) -> Callable[[Path], Written]:
+        return lambda folder: (self.save(folder), {"weight": int(self.value)})
 
     def save(self, folder: Path) -> dict[str, tuple[int, str]]:
         metadata = {"shapes": {"w": [self.size]}, "tied": {}, "steps": {}, "scaler": {}}
@@ -36,7 +36,7 @@ class Weights:
         parts = {FIRST: Entry("weight", "w", 0, values[:half]), SECOND: Entry("weight", "w", half, values[half:])}
         return {name: write_entries(folder / name, [entry], metadata) for name, entry in parts.items()}
 
-    def load(self, folder: Path, files: Iterable[str]) -> None: ...
+    def load(self, folder: Path, files: Iterable[str], stored: Mapping[str, str] | None = None) -> None: ...
 
 
 def save(root: Path, step: int) -> None:

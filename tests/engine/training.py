@@ -60,7 +60,7 @@ def train(
         assert root is not None
         found = checkpoint.newest_good(root, lambda name, why: None)
         assert found is not None
-        engine.load(found.folder, found.manifest["files"])
+        engine.load(found.folder, found.manifest["files"], found.manifest["digest"])
         state = found.state
     order = Order(np.array([len(rows)]), seed=1)
     while state.step < steps:
