@@ -1,6 +1,7 @@
 """Bad input: one line with value, rule and remedy, exit code 2, and nothing written or lost."""
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -154,6 +155,49 @@ def test_a_disk_that_is_full_for_a_while_costs_checkpoints_and_not_the_run_where
         assert events(run).index("checkpoint_failed") < events(run).index("checkpoint")
     finally:
         subprocess.run(["umount", str(tmp_path / "disk")], check=True)
+
+
+def remount(folder: Path, how: str) -> None:
+    """Waits for a moment in which no file there is being written."""
+    deadline = time.monotonic() + 30
+    while subprocess.run(["mount", "-o", f"remount,{how}", str(folder)], capture_output=True, check=False).returncode:
+        assert time.monotonic() < deadline
+        time.sleep(0.002)
+
+
+@pytest.mark.parametrize("policy", ["stop", "continue"])
+def test_a_disk_that_turns_read_only_while_the_run_saves_ends_it_or_costs_checkpoints(
+    policy: str, dataset: Dataset, tmp_path: Path
+) -> None:
+    recipe, run = write_recipe(tmp_path, dataset, tmp_path / "run"), tmp_path / "run"
+    run.mkdir()
+    mount(run / "checkpoints")
+    settings = [f"checkpoint.on_failure={policy}", "train.max_steps=400", "log.every_steps=100"]
+    settings += ["checkpoint.every_steps=2", "evaluate.every_steps=null"]
+    try:
+        process = subprocess.Popen(
+            [sys.executable, "launch/pretrain.py", str(recipe), *settings],
+            cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        )  # fmt: skip
+        while process.poll() is None and "checkpoint" not in events(run):
+            time.sleep(0.02)
+        remount(run / "checkpoints", "ro")
+        if policy == "continue":
+            while process.poll() is None and "checkpoint_failed" not in events(run):
+                time.sleep(0.02)
+            remount(run / "checkpoints", "rw")
+        out, err = process.communicate(timeout=90)
+        kept = re.search(r"checkpoint not written .Read-only file system.: .*; (step-\d+) is whole", out + err)
+        assert kept, (out, err)
+        assert process.returncode == (2 if policy == "stop" else 0), err
+        if policy == "stop":
+            remount(run / "checkpoints", "rw")
+            again = pretrain(recipe, *settings)
+            assert again.code == 0, again.err
+            assert f"from step {int(kept[1][5:])}," in again.out
+        assert (run / "checkpoints" / "latest").read_text() == "step-00000400\n"
+    finally:
+        subprocess.run(["umount", str(run / "checkpoints")], check=True)
 
 
 def events(run: Path) -> list[str]:
