@@ -6,7 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -213,7 +213,7 @@ def _commit(
     }
     write_json(unfinished / MANIFEST, {**manifest, SELF: _self_hash(manifest)})
     if final.exists():  # of an earlier attempt that was found damaged, or the same step again
-        shutil.rmtree(final)
+        _remove(final)
     unfinished.rename(final)
     sync_folder(final.parent)
     write_whole(final.parent / "latest", final.name + "\n")
@@ -246,8 +246,18 @@ def clean(root: Path, keep_last: int | None = None, keep_every: int | None = Non
         older = sorted(p for p in root.glob("step-*") if p.is_dir())[:-keep_last]
         gone += [p for p in older if not keep_every or int(p.name.removeprefix("step-")) % keep_every]
     for folder in gone:
-        shutil.rmtree(folder, ignore_errors=True)
+        _remove(folder)
     return [folder.name for folder in gone]
+
+
+def _remove(folder: Path) -> None:
+    """Takes the folder's name from it first: a kill on the way leaves nothing that looks like a checkpoint."""
+    nameless = folder
+    if not folder.name.startswith(_UNFINISHED):
+        nameless = folder.with_name(f"{_UNFINISHED}removal-of-{folder.name}")
+        with suppress(OSError):  # as for the removal: what cannot go now goes another time
+            folder.rename(nameless)
+    shutil.rmtree(nameless, ignore_errors=True)
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
