@@ -83,13 +83,15 @@ def end(launch: Launch, whom: str) -> float:
     return seconds
 
 
-def crash(launch: Launch, run: Path, number: int, draw: random.Random, counts: Counter[str]) -> None:
-    """One kill, and the promises that hold after it."""
+def crash(launch: Launch, run: Path, number: int, draw: random.Random, counts: Counter[str]) -> bool:
+    """One kill, and the promises that hold after it. False: the run had come to its end before."""
     whom = draw.choices(list(WHOM), list(WHOM.values()))[0]
     aim = draw.choices(list(AIM), list(AIM.values()))[0]
     last = STEPS * 4 // 5
     reach, before = draw.randint(last * number // KILLS, last * (number + 1) // KILLS), begins(run)
     wait_until(aim, launch, run, reach, draw)
+    if launch.agent.poll() == 0 and last_step(run) == STEPS:  # the machine was too busy to aim: the run is through
+        return False
     assert launch.agent.poll() is None, f"ended before kill {number + 1}, after step {last_step(run)}\n{launch.said()}"
     when = instant(launch, run, before)
     kill(whom, launch, draw)
@@ -102,6 +104,7 @@ def crash(launch: Launch, run: Path, number: int, draw: random.Random, counts: C
     broken = broken_promises(run)
     assert not broken, f"kill {number + 1} of {whom} ({aim}: {when}) after step {last_step(run)}: {broken}, {left}"
     counts[f"longest end of {whom}, in ms"] = max(counts[f"longest end of {whom}, in ms"], round(1000 * seconds))
+    return True
 
 
 def run_to_the_end(arguments: list[str], log: Path) -> None:
@@ -127,7 +130,7 @@ def digests(run: Path) -> dict[str, tuple[int, str]]:
 def test_a_run_killed_again_and_again_ends_as_if_never_killed(
     stage: int, background: str, dataset: Dataset, tmp_path: Path
 ) -> None:
-    draw, counts = random.Random(f"{SEED} {stage} {background}"), Counter[str]()
+    draw, counts, kills = random.Random(f"{SEED} {stage} {background}"), Counter[str](), 0
     whole = write_recipe(tmp_path, dataset, tmp_path / "whole")
     run_to_the_end([str(whole), *settings(stage, background)], tmp_path / "whole.txt")
     recipe, run = write_recipe(tmp_path, dataset, tmp_path / "run"), tmp_path / "run"
@@ -135,13 +138,16 @@ def test_a_run_killed_again_and_again_ends_as_if_never_killed(
     for number in range(KILLS):
         launch = Launch(2, arguments, tmp_path / f"launch-{number}.txt")
         try:
-            crash(launch, run, number, draw, counts)
+            if not crash(launch, run, number, draw, counts):
+                break
+            kills += 1
         finally:
             launch.kill_all()
     run_to_the_end(arguments, tmp_path / "last.txt")
-    print(f"\nstage {stage}, background {background}: {KILLS} kills")
+    print(f"\nstage {stage}, background {background}: {kills} kills")
     for name in sorted(counts):
         print(f"  {counts[name]:5d}  {name}")
+    assert kills > KILLS // 2
     names = ("loss", "grad_norm", "eval_loss", "samples", "skipped_steps")
     assert logged(run, *names) == logged(tmp_path / "whole", *names)
     mine, expected = digests(run), digests(tmp_path / "whole")  # a stop saves at other steps: the audit proves those
