@@ -156,7 +156,10 @@ def _listen_for_stops(folder: Path, progress: RunProgress, began: float) -> Stop
     with dist.together():
         if stop.remove_old_file():
             progress.say(f"note    {folder / 'stop'} is older than this launch: removed, not obeyed")
-    stop.listen(watch_launcher="CROSS_RANK" in os.environ)  # set by DeepSpeed's launcher alone
+    stop.listen(  # CROSS_RANK is set by DeepSpeed's launcher alone, GROUP_RANK by torchrun
+        watch_launcher=not os.environ.keys().isdisjoint({"CROSS_RANK", "GROUP_RANK"}),
+        watch_its_parent="CROSS_RANK" in os.environ,
+    )
     return stop
 
 

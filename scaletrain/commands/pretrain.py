@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from scaletrain.errors import EXIT_STOPPED, EXIT_USER, ScaleTrainError
+from scaletrain.runtime.stop import first_launchers
 
 if TYPE_CHECKING:
     from scaletrain.assemble.settle import Settled
@@ -36,6 +37,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
 def main(argv: Sequence[str]) -> int:
     """Trains; the exit code of the program: 0 done, 2 the input is at fault, 75 stopped on request after saving."""
     began = time.time()
+    first_launchers()
     args = parse(argv)
     try:
         from scaletrain.config.load import load_recipe

@@ -7,7 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -221,7 +221,7 @@ def _commit(
     }
     write_json(unfinished / MANIFEST, {**manifest, SELF: _self_hash(manifest)})
     if final.exists():  # of an earlier attempt that was found damaged, or the same step again
-        shutil.rmtree(final)
+        _remove(final)
     unfinished.rename(final)
     sync_folder(final.parent)
     point_latest(final.parent, final.name)
@@ -294,8 +294,18 @@ def clean(
         older = list(step_names(root).items())[:-keep_last]
         gone += [root / name for name, step in older if name != best and (not keep_every or step % keep_every)]
     for folder in gone:
-        shutil.rmtree(folder, ignore_errors=True)
+        _remove(folder)
     return [folder.name for folder in gone]
+
+
+def _remove(folder: Path) -> None:
+    """Takes the folder's name from it first: a kill on the way leaves nothing that looks like a checkpoint."""
+    nameless = folder
+    if not folder.name.startswith(_UNFINISHED):
+        nameless = folder.with_name(f"{_UNFINISHED}removal-of-{folder.name}")
+        with suppress(OSError):  # as for the removal: what cannot go now goes another time
+            folder.rename(nameless)
+    shutil.rmtree(nameless, ignore_errors=True)
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:

@@ -14,7 +14,7 @@ import torch
 
 from scaletrain.errors import ConfigError
 from scaletrain.runtime.dist import World
-from scaletrain.runtime.files import write_json, write_whole
+from scaletrain.runtime.files import TEMPORARY, write_json, write_whole
 from scaletrain.runtime.locks import NoLocksError, try_lock
 from scaletrain.runtime.machine import cores
 
@@ -47,6 +47,9 @@ def hold(folder: Path) -> IO[str]:
             f"run.dir={folder} cannot be locked ({error.strerror}): mount its file system with locks, or choose a "
             "run.dir on another"
         ) from error
+    for place in (folder, folder / "checkpoints"):
+        for torn in place.glob(f"*.[0-9]*{TEMPORARY}"):  # of write_whole, killed before the renaming
+            torn.unlink(missing_ok=True)
     file.truncate(0)
     file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
     file.flush()

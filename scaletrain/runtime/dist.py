@@ -1,6 +1,7 @@
 """Ranks and what they tell each other: the only user of torch.distributed."""
 
 import os
+import socket
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ import torch.distributed as dist
 from scaletrain.errors import ClusterError, ScaleTrainError
 
 TIMEOUT = timedelta(minutes=30)  # torch's default too
+_REACH_SECONDS = 60.0
 
 
 @dataclass(frozen=True)
@@ -70,6 +72,8 @@ def start(world: World, timeout: timedelta = TIMEOUT) -> None:
         MASTER_PORT=str(world.master_port or 0),
     )
     init = "env://" if store is None else None
+    if store is None and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
+        _reach_torchrun(world)
     try:
         dist.init_process_group(
             backend, init_method=init, store=store, rank=world.rank, world_size=world.size, timeout=timeout
@@ -78,6 +82,17 @@ def start(world: World, timeout: timedelta = TIMEOUT) -> None:
         raise ClusterError(
             f"rank {world.rank} cannot meet the others at {world.master_address}:{world.master_port} "
             f"({str(error).splitlines()[0]}): is the port taken by another run? Give --master_port another number"
+        ) from error
+
+
+def _reach_torchrun(world: World) -> None:
+    """torchrun's store is up before its ranks. Without this torch looks for a dead one for all of its timeout."""
+    try:
+        socket.create_connection((world.master_address, world.master_port or 0), _REACH_SECONDS).close()
+    except OSError as error:
+        raise ClusterError(
+            f"rank {world.rank} does not reach torchrun at {world.master_address}:{world.master_port} "
+            f"({error.strerror or error}): it was killed, or its node is out of reach; start the run again"
         ) from error
 
 

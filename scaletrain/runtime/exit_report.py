@@ -35,11 +35,12 @@ def settle_end(code: int, exits: Mapping[int, int], *, is_finished: bool) -> int
 
     `code`: the launcher's own, which tells little. `exits`: what its ranks reported. All ranks agree on an end
     or a stop, with all saved, before the first of them reports it. Ranks also stop when they see that their launcher is
-    gone: after a launcher's SIGKILL a stop is not taken for a request.
+    gone, and cannot start without it: after a launcher's SIGKILL only a finished run has not died.
     """
-    if EXIT_USER in exits.values():
+    was_killed = code == -signal.SIGKILL
+    if EXIT_USER in exits.values() and not was_killed:
         return EXIT_USER
-    if exits.get(0) == 0 or (exits.get(0) == EXIT_STOPPED and code != -signal.SIGKILL):
+    if exits.get(0) == 0 or (exits.get(0) == EXIT_STOPPED and not was_killed):
         return exits[0]
     if exits:
         return None

@@ -1,5 +1,6 @@
 """What asks a run to stop: noted here, agreed on by all ranks, obeyed between two steps."""
 
+import functools
 import os
 import signal
 import time
@@ -14,8 +15,10 @@ _FILE_SECONDS = 1.0  # between two looks for the stop file, which may lie on a s
 class StopRequest:
     """Remembers the first SIGTERM, SIGINT or SIGUSR1. A further one, three seconds later, ends the process at once.
 
-    `deepspeed` passes no signal on: killed, it would leave its ranks training with nobody to end them. With
-    `watch_launcher` the loss of the parent (launch.py) or of its parent (deepspeed) is a request too.
+    A launcher that is killed would leave its ranks training with nobody to end them, and `deepspeed` passes no signal
+    on. With `watch_launcher` the loss of the parent (torchrun; DeepSpeed's launch.py) is a request too, and with
+    `watch_its_parent` that of its parent (`deepspeed`). The program calls first_launchers() as it begins: one that is
+    killed in the seconds until listen() is missed too.
 
     `file`, which one rank alone gives, is a request when it exists. `launched`: time.time() of the program's start.
     """
@@ -24,22 +27,22 @@ class StopRequest:
         self.launched = time.time() if launched is None else launched
         self._signal: str | None = None
         self._since = 0.0
-        self._launchers: tuple[int, int] | None = None
+        self._watched = 0  # launchers
         self._file = file
         self._file_found = False
         self._looked = -_FILE_SECONDS
 
-    def listen(self, *, watch_launcher: bool) -> None:
+    def listen(self, *, watch_launcher: bool, watch_its_parent: bool = False) -> None:
         for number in _SIGNALS:
             signal.signal(number, self._note)
-        self._launchers = _launchers() if watch_launcher else None
+        self._watched = watch_launcher + watch_its_parent
 
     @property
     def reason(self) -> str | None:
         """Why this rank wants to stop; None: it does not."""
         if self._signal is not None:
             return self._signal
-        if self._launchers is not None and _launchers() != self._launchers:
+        if _launchers()[: self._watched] != first_launchers()[: self._watched]:
             return "the launcher is gone"
         return f"{self._file} was found" if self._finds_file() else None
 
@@ -103,11 +106,17 @@ class TimeLimit:
         return now >= self._end - self.reserve
 
 
-def _launchers() -> tuple[int, int] | None:
-    """Process numbers of the parent and of its parent; None where /proc does not tell."""
+@functools.cache
+def first_launchers() -> tuple[int, int]:
+    """Process numbers of the parent and of its parent when this was first called."""
+    return _launchers()
+
+
+def _launchers() -> tuple[int, int]:
+    """Process numbers of the parent and of its parent now; 0 where /proc does not tell."""
     parent = os.getppid()
     try:
         fields = Path(f"/proc/{parent}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
     except OSError:
-        return None
+        return parent, 0
     return parent, int(fields[1])

@@ -3,6 +3,7 @@
 import json
 import os
 import subprocess
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
@@ -142,6 +143,26 @@ def test_only_the_last_ones_are_kept(tmp_path: Path) -> None:
         save(tmp_path, step)
         checkpoint.clean(tmp_path, keep_last=2)
     assert sorted(p.name for p in tmp_path.glob("step-*")) == ["step-00000015", "step-00000020"]
+
+
+@pytest.mark.parametrize("removed", range(1, 4))
+def test_a_kill_while_an_old_one_is_removed_leaves_no_part_of_it_under_its_name(removed: int, tmp_path: Path) -> None:
+    for step in (1, 2):
+        save(tmp_path, step)
+    if os.fork() == 0:
+        removals = iter(range(1, 5))  # two files of state, the manifest, the folder
+
+        def end_after(event: str, arguments: object) -> None:
+            if event in {"os.remove", "os.rmdir"} and next(removals) > removed:
+                os._exit(9)
+
+        sys.addaudithook(end_after)
+        checkpoint.clean(tmp_path, keep_last=1)
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.wait()[1]) == 9
+    assert [path.name for path in tmp_path.glob("step-*")] == ["step-00000002"]
+    checkpoint.clean(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["latest", "step-00000002"]
 
 
 def test_every_nth_stays_for_ever(tmp_path: Path) -> None:

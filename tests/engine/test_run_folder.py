@@ -46,3 +46,14 @@ def test_a_read_only_folder_is_refused(tmp_path: Path) -> None:
     finally:
         if not mounted.returncode:
             subprocess.run(["umount", str(tmp_path)], check=True)
+
+
+def test_what_a_kill_left_half_written_goes_and_other_files_stay(tmp_path: Path) -> None:
+    (tmp_path / "checkpoints").mkdir()
+    torn = [tmp_path / "recipe.yaml.123.tmp", tmp_path / "checkpoints" / "latest.77.tmp"]
+    others = [tmp_path / "notes.tmp", tmp_path / "recipe.yaml"]
+    for path in (*torn, *others):
+        path.touch()
+    hold(tmp_path).close()
+    assert not any(path.exists() for path in torn)
+    assert all(path.exists() for path in others)

@@ -13,6 +13,7 @@ import pytest
 from scaletrain.data.shards import Dataset
 from scaletrain.track.sinks import read_lines
 from tests.conftest import ROOT, pretrain, write_recipe
+from tests.launches import Launch, last_step, wait_for
 
 ENDLESS = ("train.max_steps=100000", "checkpoint.every_steps=null", "evaluate.every_steps=null")
 
@@ -69,6 +70,26 @@ def test_a_stop_file_stops_all_ranks_and_is_removed(dataset: Dataset, tmp_path: 
     assert f"({run / 'stop'} was found); saved in" in out
     assert not (run / "stop").exists()
     (stop,) = stops(run)
+    assert (run / "checkpoints" / f"step-{stop['step']:08d}" / "manifest.json").is_file()
+
+
+@pytest.mark.parametrize("reached", ["start", "a step"])
+def test_ranks_whose_torchrun_is_killed_save_and_end_by_themselves(
+    reached: str, dataset: Dataset, tmp_path: Path
+) -> None:
+    recipe, run = write_recipe(tmp_path, dataset, tmp_path / "run"), tmp_path / "run"
+    launch = Launch(2, [str(recipe), *ENDLESS], tmp_path / "out.txt")
+    try:
+        # "start": the engine is built, nothing trained. Before that ranks meet in torchrun's own store, and fail alone.
+        reaches = {"start": (run / "recipe.yaml").exists, "a step": lambda: last_step(run) >= 3}
+        assert wait_for(reaches[reached], 120, 0.001), launch.said()
+        os.kill(launch.agent.pid, signal.SIGKILL)
+        assert launch.wait(20), f"they train on without a launcher, now at step {last_step(run)}"
+    finally:
+        launch.kill_all()
+    (stop,) = stops(run)
+    assert stop["step"] < 1000
+    assert stop["reason"] in {"the launcher is gone", "asked for on another rank"}
     assert (run / "checkpoints" / f"step-{stop['step']:08d}" / "manifest.json").is_file()
 
 

@@ -66,6 +66,27 @@ def test_a_defect_ends_its_rank_at_once_without_waiting_for_the_others() -> None
     assert run_ranks(defect_on_one_rank, 2, seconds=30) == ["raised", "left"]
 
 
+ORPHAN = """
+from scaletrain.runtime import dist
+dist.start(dist.World(rank=1, size=2, local_rank=1, local_size=2, master_port=PORT))
+"""
+
+
+def test_a_rank_whose_torchrun_was_killed_before_it_came_ends_at_once_and_says_why() -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    done = subprocess.run(
+        [sys.executable, "-c", ORPHAN.replace("PORT", port)],
+        env={**os.environ, "TORCHELASTIC_USE_AGENT_STORE": "True"}, capture_output=True, text=True, timeout=60,
+        check=False,
+    )  # fmt: skip
+    assert (
+        f"ClusterError: rank 1 does not reach torchrun at 127.0.0.1:{port} (Connection refused): it was killed, or its "
+        "node is out of reach; start the run again"
+    ) in done.stderr
+
+
 HANGS = """
 import sys, time
 from datetime import timedelta
