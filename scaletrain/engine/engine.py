@@ -136,6 +136,11 @@ class Engine:
         entries = (state_files.Entry(fragments.WEIGHT, name, 0, p.detach().flatten()) for name, p in named)
         return digest.sums(entries)[fragments.WEIGHT]
 
+    @property
+    def host_copy_bytes(self) -> int:
+        """Host memory that this rank keeps for saving behind training: its part of the state as float32, or nothing."""
+        return self._host.nbytes if self._host is not None else 0
+
     def writer(self, *, copy: bool) -> Callable[[Path], tuple[dict[str, tuple[int, str]], digest.Sums]]:
         """What writes this rank's part of the state into a folder, and tells the file's name, bytes and xxh3, and the
         part's digest.

@@ -87,7 +87,8 @@ class Saver:
                 self.limit.note_save(saved["seconds"])
             state = pending.state.to_dict()
             counters = {name: state[name] for name in ("samples_seen", "sample_digest")}
-            self.records.event("checkpoint", pending.state.step, **saved, **counters)
+            memory = {"host_copy_bytes": self.engine.host_copy_bytes}
+            self.records.event("checkpoint", pending.state.step, **saved, **counters, **memory)
             self._clean()
 
     def judge(self, state: RunState, found: Mapping[str, float], memory: Mapping[str, Any]) -> RunState:
