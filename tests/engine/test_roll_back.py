@@ -62,7 +62,7 @@ class Nothing:
     """A state without tensors."""
 
     def writer(self, *, copy: bool):  # type: ignore[no-untyped-def]
-        return lambda folder: {}
+        return lambda folder: ({}, {})
 
 
 def save(root: Path, step: int) -> None:

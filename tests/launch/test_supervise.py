@@ -250,6 +250,8 @@ def test_a_launch_that_dies_of_a_stop_is_not_started_again(
     asked: signal.Signals, dataset: Dataset, tmp_path: Path, started: list[subprocess.Popen[str]]
 ) -> None:
     recipe, run = write_recipe(tmp_path, dataset, tmp_path / "run"), tmp_path / "run"
+    if signal.getsignal(asked) == signal.SIG_IGN:  # nohup pytest: it would be inherited
+        signal.signal(asked, signal.SIG_DFL)
     process = start(started, recipe, "--launch", shell(f"until [ -e {run}/stop ]; do sleep 0.05; done; exit 3"))
     wait_for(lambda: living(recipe) != [], process)
     process.send_signal(asked)

@@ -14,10 +14,16 @@ def test_rates_are_means_since_the_last_reading() -> None:
     meter = Meter(tokens_per_step=1000, flops_per_token=6e6, peak_flops=1e11)
     meter.add(9.0, 9.0)
     meter.read()
-    meter.add(0.4, 0.1)
-    meter.add(0.6, 0.3)
+    meter.add(0.4, 0.1, lambda: 0.05)
+    meter.add(0.6, 0.3, lambda: 0.15)
     assert meter.read() == pytest.approx(
-        {"step_seconds": 0.5, "data_wait_seconds": 0.2, "tokens_per_second": 2000.0, "mfu": 2000 * 6e6 / 1e11}
+        {
+            "step_seconds": 0.5,
+            "data_wait_seconds": 0.2,
+            "forward_seconds": 0.1,
+            "tokens_per_second": 2000.0,
+            "mfu": 2000 * 6e6 / 1e11,
+        }
     )
 
 
