@@ -86,6 +86,7 @@ def living(recipe: Path, *variables: str) -> list[int]:
     return found
 
 
+@pytest.mark.slow
 def test_a_rank_killed_twice_costs_nothing_but_the_time(
     dataset: Dataset, tmp_path: Path, started: list[subprocess.Popen[str]]
 ) -> None:
