@@ -351,7 +351,8 @@ def damage(found: Found, part: int = 0, parts: int = 1) -> str | None:
 
 def step_names(root: Path) -> dict[str, int]:
     """The checkpoints below `root` and their steps, oldest first, whole or not."""
-    return {p.name: int(p.name.removeprefix(_STEP)) for p in sorted(root.glob(f"{_STEP}*")) if p.is_dir()}
+    found = {p.name: p.name.removeprefix(_STEP) for p in sorted(root.glob(f"{_STEP}*")) if p.is_dir()}
+    return {name: int(step) for name, step in found.items() if step.isdecimal()}  # not step-4.bak
 
 
 def newest_good(root: Path, tell: Callable[[str, str], None], last_step: int | None = None) -> Found | None:

@@ -155,10 +155,6 @@ class SpikeGuard:
         if self.policy.on_spike == "roll_back":
             raise GoBack(str(spike), spike.first_step, spike.first_sample + spike.samples)
 
-    def forget(self) -> None:
-        """The run went back: the steps that were too high have not happened."""
-        self._in_a_row = 0
-
 
 @dataclass
 class StragglerGuard:

@@ -184,10 +184,10 @@ class Trainer:
             self.saver.root, back, self.recipe.guard.max_roll_backs,
             lambda name, why: self.records.say(f"passed over {name}: {why}"),
         )  # fmt: skip
-        self.engine.load(found.folder, found.manifest["files"])
+        self.engine.load(found.folder, found.manifest["files"], found.manifest.get("digest"))
         self.state, self._last = found.state, None
         self.saver.go_back(self.state.step)
-        self.watch.went_back()
+        self.watch.went_back(found.manifest.get("guard", {}))
         self.records.rewind(self.state.step)
         if self.evaluated_step is not None and self.evaluated_step > self.state.step:
             self.evaluated_step = None

@@ -97,9 +97,10 @@ class Watch:
             "node out and run the same command to go on from the last checkpoint"
         )
 
-    def went_back(self) -> None:
+    def went_back(self, memory: Mapping[str, Any]) -> None:
+        """To where the losses of `memory` were the last ones: later ones, which may be lower, are no measure there."""
         self._skips.note(None)
-        self._spikes.forget()
+        self._spikes = SpikeGuard(self._recipe.guard, memory.get("losses", ()))
 
     def _how_to_show(self, step: int) -> str:
         if self._recipe.data.source == "huggingface":
