@@ -82,11 +82,10 @@ def start_pretraining(settled: Settled, peak: Peak, terminal: Terminal, began: f
             events.write(
                 "resume" if found else "start",
                 state.step,
-                samples_seen=state.samples_seen,
                 ranks=world.size,
                 hosts=hosts,
                 seconds=time.time() - began,
-                sample_digest=state.to_dict()["sample_digest"],
+                **state.counted_samples,
                 **({"checkpoint": found.folder.name} if found else {}),
                 **({"resharded": changed} if changed else {}),
             )

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from scaletrain.data.audit.order import SourceUse
     from scaletrain.data.shards import Split
     from scaletrain.data.training_data import TrainingData
-    from scaletrain.engine.audit import RunReport
+    from scaletrain.engine.audit import Run, RunReport
 
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # all but tab and line end
 
@@ -201,7 +201,10 @@ def _samples_of_run(
 ) -> list[dict[str, Any]]:
     from scaletrain.engine.audit import open_run
 
-    run = open_run(Path(target), overrides)
+    return _samples_at(open_run(Path(target), overrides), target, split, start, count)
+
+
+def _samples_at(run: "Run", target: str, split: "Split", start: int, count: int) -> list[dict[str, Any]]:
     if run.data is None:
         raise DataError(f"{target} reads a live source (data.source=huggingface): its samples cannot be shown again")
     if split == "validation":
@@ -215,8 +218,9 @@ def _samples_of_step(target: str, overrides: "Sequence[str]", step: int, count: 
 
     if not (Path(target) / "recipe.yaml").is_file():
         raise ConfigError(f"--step {step} is of a run and {target} is none: give a run folder, or --from and --show")
-    start, samples = open_run(Path(target), overrides).samples_of(step)
-    return _samples_of_run(target, overrides, "train", start, min(count or samples, samples))
+    run = open_run(Path(target), overrides)
+    start, samples = run.samples_of(step)
+    return _samples_at(run, target, "train", start, min(count or samples, samples))
 
 
 def _rows_from(data: "TrainingData", split: "Split", start: int, count: int) -> list[tuple[str, int]]:

@@ -9,9 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from scaletrain.commands.launcher import TORCHRUN, with_ranks
 from scaletrain.track.sinks import read_lines
-
-TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node={ranks}")
 
 
 class LaunchError(Exception):
@@ -49,7 +48,7 @@ class Rehearsal:
     def _launcher(self, ranks: int) -> list[str]:
         if self.template is None and ranks == 1:
             return [sys.executable]
-        return [part.replace("{ranks}", str(ranks)) for part in self.template or TORCHRUN]
+        return with_ranks(self.template or TORCHRUN, ranks)
 
     def _wrong(self, run: Path, ranks: int, until: int, resumes: bool) -> str | None:
         """What the run's events say that should not have happened in the last launch."""

@@ -15,6 +15,7 @@ from typing import Annotated, Any
 import typer
 
 from scaletrain.cluster.restarts import Restart, Restarts
+from scaletrain.commands.launcher import RANKS, SCRIPT, TORCHRUN, script_in, with_ranks
 from scaletrain.config.deepspeed import batch_plan, check_keys, load_deepspeed, settle
 from scaletrain.config.fewer_ranks import Fit, fewer_ranks
 from scaletrain.config.load import SOURCE_TREE, load_recipe
@@ -26,8 +27,6 @@ from scaletrain.runtime.launch import Launch
 from scaletrain.runtime.passed_signals import PassedSignals
 from scaletrain.track.sinks import Events, last_line
 
-SCRIPT = Path("launch", "pretrain.py")
-_RANKS = "{ranks}"
 _POLL_SECONDS = 0.2
 _EXIT_GAVE_UP = 1
 _CLOCK_TICK_SECONDS = 0.05  # Linux dates files by the last tick: up to 10 ms before time.time()
@@ -60,7 +59,7 @@ def supervise(
     settled = settle(settled, preset)
     gpus_at_start = cache(partial(end_count, begin_count()))  # counted beside the first launch, read when it is needed
     if ranks is None:
-        ranks = 1 if launch is not None and _RANKS not in launch else max(1, gpus_at_start())
+        ranks = 1 if launch is not None and RANKS not in launch else max(1, gpus_at_start())
     batch_plan(settled, ranks)  # a fault is told before anything starts
     script = [str(find_script((SOURCE_TREE, Path.cwd()))), str(recipe), *(overrides or [])]
     if deepspeed_config is not None:
@@ -78,9 +77,8 @@ def supervise(
 
 
 def find_script(places: Sequence[Path]) -> Path:
-    """The program of a rank, in the first of the places that has it: an installed package has none beside it."""
-    found = next((place / SCRIPT for place in places if (place / SCRIPT).is_file()), None)
-    if found is None:
+    """The program of a rank; ConfigError when no place has it."""
+    if (found := script_in(places)) is None:
         raise ConfigError(f"{SCRIPT} is not in {' or '.join(map(str, places))}: run this in a clone of the repository")
     return found
 
@@ -91,8 +89,7 @@ def _launcher(template: str | None, recipe: Recipe, ranks: int) -> list[str]:
     if least is not None and least > ranks:
         raise ConfigError(f"train.min_ranks={least} is more than the {ranks} ranks to start with: lower it")
     if template is None:
-        return [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={_RANKS}",
-                "--max-restarts=0"]  # fmt: skip
+        return [*TORCHRUN, "--max-restarts=0"]
     try:
         words = shlex.split(template)
     except ValueError as error:
@@ -101,9 +98,9 @@ def _launcher(template: str | None, recipe: Recipe, ranks: int) -> list[str]:
         ) from None
     if not words:
         raise ConfigError("--launch is empty: give a command such as 'deepspeed --num_gpus {ranks}', or leave it out")
-    if least is not None and not any(_RANKS in word for word in words):
+    if least is not None and not any(RANKS in word for word in words):
         raise ConfigError(
-            f"--launch {template!r} has no {_RANKS}, so train.min_ranks={least} cannot be followed: add it"
+            f"--launch {template!r} has no {RANKS}, so train.min_ranks={least} cannot be followed: add it"
         )
     return words
 
@@ -154,7 +151,7 @@ class Supervisor:
         """One launch from start to end. The code to end with, None after a death; and what ended it."""
         self._launches += 1
         self._began = time.time()
-        words = [word.replace(_RANKS, str(self.policy.ranks)) for word in self.command]
+        words = with_ranks(self.command, self.policy.ranks)
         if self._micro_batch is not None:
             words.append(f"train.micro_batch_size={self._micro_batch}")
         self._launch = launch = Launch(words, self.own / f"launch-{self._launches}")

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from scaletrain.commands.launcher import RANKS, SCRIPT, script_in
 from scaletrain.commands.rehearsal import LaunchError, Rehearsal, counted
 from scaletrain.config.deepspeed import batch_plan, check_keys, load_deepspeed, settle
 from scaletrain.config.load import SOURCE_TREE, load_recipe
@@ -18,8 +19,6 @@ from scaletrain.errors import ConfigError
 if TYPE_CHECKING:
     from scaletrain.config.schema import Recipe
     from scaletrain.engine.comparison import Finding
-
-SCRIPT = Path("launch/pretrain.py")
 
 
 def verify(
@@ -48,7 +47,8 @@ def verify(
     The recipe's model, data, batch and DeepSpeed file; its length, logging, evaluation, checkpoint cadence and warm-up
     give way to those of a short run in a folder beside run.dir. Exit code 1 when something differs or fails.
     """
-    script = _script()
+    if (script := script_in((SOURCE_TREE, Path.cwd()))) is None:
+        raise ConfigError(f"{SCRIPT} is not here: run verify in a clone of the repository")
     wanted = _read_ranks(ranks)
     template = _read_template(launch)
     settled = _settled(recipe, overrides or [], deepspeed_config)
@@ -103,13 +103,6 @@ def _told(what: str, findings: Sequence["Finding"]) -> bool:
     return all(finding.agrees for finding in findings)
 
 
-def _script() -> Path:
-    found = next((path for path in (SOURCE_TREE / SCRIPT, SCRIPT.absolute()) if path.is_file()), None)
-    if found is None:
-        raise ConfigError(f"{SCRIPT} is not here: run verify in a clone of the repository")
-    return found
-
-
 def _read_ranks(text: str | None) -> list[int]:
     if text is None:
         import torch
@@ -129,8 +122,8 @@ def _read_template(text: str | None) -> tuple[str, ...] | None:
         parts = shlex.split(text)
     except ValueError as error:
         raise ConfigError(f"--launch {text!r} cannot be split into words ({error}): close its quotes") from None
-    if "{ranks}" not in text:
-        raise ConfigError(f"--launch {text!r} has no {{ranks}}: write it where the number of ranks belongs")
+    if RANKS not in text:
+        raise ConfigError(f"--launch {text!r} has no {RANKS}: write it where the number of ranks belongs")
     return tuple(parts)
 
 

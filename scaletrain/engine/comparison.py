@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from scaletrain.config.schema import Precision
-from scaletrain.engine.checkpoint import read_manifest
+from scaletrain.engine.checkpoint import read_manifest, step_names
 from scaletrain.track.sinks import read_lines
 
 # Largest relative difference of a loss when the ranks are others, whose gradients are added in another order. Over ten
@@ -38,7 +38,8 @@ class Finding:
 
 def read_trace(run: Path) -> Trace:
     """Of a run folder that holds a checkpoint; CheckpointError when one cannot be read."""
-    manifests = [read_manifest(folder) for folder in sorted((run / "checkpoints").glob("step-*"))]
+    root = run / "checkpoints"
+    manifests = [read_manifest(root / name) for name in step_names(root)]
     return Trace(
         # "nan" is read back as NaN, which equals nothing: a run that learns nothing proves nothing
         losses={line["step"]: float(line["loss"]) for line in read_lines(run / "metrics.jsonl") if "loss" in line},

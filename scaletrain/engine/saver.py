@@ -85,10 +85,8 @@ class Saver:
             saved = checkpoint.finish(pending)
             if self.limit is not None:
                 self.limit.note_save(saved["seconds"])
-            state = pending.state.to_dict()
-            counters = {name: state[name] for name in ("samples_seen", "sample_digest")}
-            memory = {"host_copy_bytes": self.engine.host_copy_bytes}
-            self.records.event("checkpoint", pending.state.step, **saved, **counters, **memory)
+            saved["host_copy_bytes"] = self.engine.host_copy_bytes
+            self.records.event("checkpoint", pending.state.step, **saved, **pending.state.counted_samples)
             self._clean()
 
     def judge(self, state: RunState, found: Mapping[str, float], memory: Mapping[str, Any]) -> RunState:

@@ -38,6 +38,11 @@ class RunState:
         """The state after the samples of this digest were read too."""
         return replace(self, sample_digest=(self.sample_digest + digest) % 2**64)
 
+    @property
+    def counted_samples(self) -> dict[str, int | str]:
+        """What an event tells, for an audit, of the samples so far."""
+        return {name: value for name, value in self.to_dict().items() if name in ("samples_seen", "sample_digest")}
+
     def to_dict(self) -> dict[str, int | str]:
         return {**asdict(self), "sample_digest": f"{self.sample_digest:016x}"}  # JSON numbers end at 2**53
 

@@ -142,7 +142,7 @@ class Trainer:
         self.saver.note(step)
         self._report(result, lr, began, waited)
         self.watch.update(result, self.state, batch)
-        if self._due(self.recipe.guard.compare_every_steps):
+        if dist.size() > 1 and self._due(self.recipe.guard.compare_every_steps):
             self.watch.weights(self.engine.weights_digest(), self.state)
         if self._due(self.recipe.checkpoint.every_steps):
             self._save()
@@ -191,14 +191,13 @@ class Trainer:
         self.records.rewind(self.state.step)
         if self.evaluated_step is not None and self.evaluated_step > self.state.step:
             self.evaluated_step = None
-        counters = {name: self.state.to_dict()[name] for name in ("samples_seen", "sample_digest")}
         self.records.event(
             "roll_back",
             self.state.step,
             checkpoint=found.folder.name,
             from_step=old.step,
             reason=back.reason,
-            **counters,
+            **self.state.counted_samples,
         )
         self.records.say(
             f"back    from step {old.step:,} to {found.folder.name}; newer checkpoints are set aside: {back.reason}"
@@ -210,8 +209,9 @@ class Trainer:
         more = self.source.digest(first, start) if dist.rank() == 0 else 0
         self.state = self.saver.count_samples(self.state, more).pass_over(start)
         self.plan = self.source.plan(self.state)
-        counters = {name: self.state.to_dict()[name] for name in ("samples_seen", "sample_digest")}
-        self.records.event("pass_over", self.state.step, first_sample=first, samples=start - first, **counters)
+        self.records.event(
+            "pass_over", self.state.step, first_sample=first, samples=start - first, **self.state.counted_samples
+        )
         self.records.say(f"pass    over samples {first:,} to {start - 1:,} of the run, which nothing is learned from")
 
     def _close_loader(self) -> None:

@@ -91,8 +91,7 @@ class Hub:
                 continue
             if now - beat >= self._watched.interval:
                 beat = now
-                mark = pulse.last_mark()
-                self._tell({"beat": [mark.phase, mark.step, mark.number]})
+                self._tell({"beat": list(pulse.last_mark())})
             self._judge(now)
 
     def _tell(self, message: Message) -> None:

@@ -93,13 +93,18 @@ def files_in_use() -> tuple[set[str], set[int]]:
     return paths, inodes
 
 
+def stat_fields(pid: int) -> list[str]:
+    """What /proc/PID/stat tells after the name (state, parent, ...); empty where there is none."""
+    try:
+        return (_PROC / str(pid) / "stat").read_text(encoding="utf-8").rpartition(")")[2].split()
+    except OSError:
+        return []
+
+
 def process_begun(pid: int) -> str:
     """When a process of this machine began, in ticks since boot; "" where there is none (or no /proc to tell)."""
-    try:
-        fields = (_PROC / str(pid) / "stat").read_text(encoding="utf-8").rpartition(")")[2].split()
-    except OSError:
-        return ""
-    return "" if fields[0] == "Z" else fields[19]
+    fields = stat_fields(pid)
+    return "" if not fields or fields[0] == "Z" else fields[19]
 
 
 def kill_here(processes: Sequence[Sequence[Any]]) -> None:

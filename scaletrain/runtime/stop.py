@@ -7,6 +7,8 @@ import time
 from pathlib import Path
 from types import FrameType
 
+from scaletrain.runtime.processes import stat_fields
+
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)  # the last as SLURM's --signal=USR1@120 sends it
 _GRACE_SECONDS = 3.0  # launchers repeat a terminal's Ctrl-C as SIGTERM: that is still the first request
 _FILE_SECONDS = 1.0  # between two looks for the stop file, which may lie on a slow network file system
@@ -42,7 +44,7 @@ class StopRequest:
         """Why this rank wants to stop; None: it does not."""
         if self._signal is not None:
             return self._signal
-        if _launchers()[: self._watched] != first_launchers()[: self._watched]:
+        if self._watched and _launchers()[: self._watched] != first_launchers()[: self._watched]:
             return "the launcher is gone"
         return f"{self._file} was found" if self._finds_file() else None
 
@@ -115,8 +117,5 @@ def first_launchers() -> tuple[int, int]:
 def _launchers() -> tuple[int, int]:
     """Process numbers of the parent and of its parent now; 0 where /proc does not tell."""
     parent = os.getppid()
-    try:
-        fields = Path(f"/proc/{parent}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
-    except OSError:
-        return parent, 0
-    return parent, int(fields[1])
+    fields = stat_fields(parent)
+    return parent, int(fields[1]) if fields else 0

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from scaletrain.data.shards import Dataset
-from tests.conftest import ROOT, pretrain, write_recipe
+from tests.conftest import ROOT, Done, pretrain, run_program, write_recipe
 from tests.launch.test_stops import ENDLESS, values
 
 TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2")
@@ -113,10 +113,16 @@ def test_a_stopped_rank_is_named_with_the_others_stacks_and_no_process_stays(
     assert "trainer.py" in stacks
 
 
+def run_changed(folder: Path, program: str, recipe: Path, *settings: str, launcher: tuple[str, ...] = ()) -> Done:
+    """Runs a program of a rank that changes the engine before it trains."""
+    started = folder / "started.py"
+    started.write_text(program)
+    return run_program(*launcher, started, recipe, *settings, seconds=60, PYTHONPATH=str(ROOT))
+
+
 def test_a_rank_that_raises_is_named_with_its_error(dataset: Dataset, tmp_path: Path) -> None:
     recipe, run = write_recipe(tmp_path, dataset, tmp_path / "run"), tmp_path / "run"
-    started = tmp_path / "started.py"
-    started.write_text(
+    program = (
         "import os, sys\n"
         "from scaletrain.engine.engine import Engine\n"
         "from scaletrain.commands.pretrain import main\n"
@@ -129,32 +135,27 @@ def test_a_rank_that_raises_is_named_with_its_error(dataset: Dataset, tmp_path: 
         "Engine.train_step = broken\n"
         "leave(main(sys.argv[1:]))\n"
     )
-    command = [sys.executable, *TORCHRUN, str(started), str(recipe)]
-    env = {**os.environ, "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=60, check=False)
-    assert done.returncode == 1
-    told = re.findall(r"error: (rank 1 on .* failed in phase exchange of step \d+: .*)", done.stderr)
+    done = run_changed(tmp_path, program, recipe, launcher=TORCHRUN)
+    assert done.code == 1
+    told = re.findall(r"error: (rank 1 on .* failed in phase exchange of step \d+: .*)", done.err)
     assert len(told) == 1
     assert "RuntimeError: the device fell off the bus; the traceback is in its log" in told[0]
-    assert "this is a defect" not in done.stderr
+    assert "this is a defect" not in done.err
     assert "in broken" in (run / "logs" / "rank-00001.log").read_text()
 
 
 def test_one_rank_alone_that_hangs_is_ended(dataset: Dataset, tmp_path: Path) -> None:
     recipe, run = write_recipe(tmp_path, dataset, tmp_path / "run"), tmp_path / "run"
-    started = tmp_path / "started.py"
-    started.write_text(
+    program = (
         "import sys, time\n"
         "from scaletrain.engine.engine import Engine\n"
         "from scaletrain.commands.pretrain import main\n"
         "Engine.train_step = lambda *arguments: time.sleep(60)\n"
         "sys.exit(main(sys.argv[1:]))\n"
     )
-    command = [sys.executable, str(started), str(recipe), "guard.hang_seconds=4"]
-    env = {**os.environ, "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=40, check=False)
-    assert done.returncode == 1
-    (line,) = done.stderr.splitlines()
+    done = run_changed(tmp_path, program, recipe, "guard.hang_seconds=4")
+    assert done.code == 1
+    (line,) = done.err.splitlines()
     assert re.search(r"guard.hang_seconds=4: rank 0 on .* waits in phase exchange of step 1 for 4 s", line)
     assert "started.py" in (run / "logs" / "stacks-rank-00000.txt").read_text()
 
