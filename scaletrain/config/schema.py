@@ -244,7 +244,8 @@ class Guard(Section):
     """Updates left out in a row that end the run, saved."""
     on_spike: Literal["note", "stop", "roll_back"] = "note"
     """When the loss is far above what it was. An event tells the samples in any case; note: train on; stop: save and
-    end; roll_back: go back to the last checkpoint from before it, and pass over the samples from there to its end."""
+    end; roll_back: go back to the last checkpoint from before it, and pass over the samples from there to its end.
+    Where there is none: train on."""
     spike_window: Annotated[Positive, Field(ge=4)] = 100
     """Losses of the last so many steps that a loss is held against: their median and, from their distances to it, their
     deviation. A run watches from half of them on."""

@@ -2,6 +2,7 @@
 
 import json
 import random
+import re
 from pathlib import Path
 
 import pytest
@@ -78,6 +79,26 @@ def test_a_run_killed_after_it_went_back_passes_over_the_same(spoiled: Path, tmp
     assert [(line["step"], line["loss"]) for line in again] == [(line["step"], line["loss"]) for line in lines]
     audit = scaletrain("audit", run)
     assert audit.code == 0, audit.out + audit.err
+
+
+def test_a_run_that_cannot_go_back_trains_on(spoiled: Path, tmp_path: Path) -> None:
+    recipe, run = write_recipe(tmp_path, spoiled), tmp_path / "run"
+
+    def obstacle(*settings: str) -> str:
+        done = pretrain(recipe, *SETTINGS, *settings)
+        assert done.code == 0, done.err
+        (told,) = events(run, "no_roll_back")
+        assert f"without a roll-back: {told['obstacle']}" in " ".join((done.out + done.err).split())
+        assert [line["step"] for line in read_lines(run / "metrics.jsonl") if "loss" in line] == list(range(1, 71))
+        assert scaletrain("audit", run).code == 0
+        return str(told["obstacle"])
+
+    no_checkpoint = obstacle("checkpoint.every_steps=null")
+    assert re.fullmatch(r"there is no whole checkpoint of step 4\d or before", no_checkpoint)
+    samples = events(run, "data")[0]["data"]["data"]["samples"]
+    run.rename(tmp_path / "first")
+    no_data = obstacle(f"data.max_epochs={70 * 8 / samples + 1e-6}")  # none are left to make up for others
+    assert "would be read more often than its max_epochs" in no_data
 
 
 def test_a_run_that_goes_back_too_often_ends_saved(spoiled: Path, tmp_path: Path) -> None:
