@@ -9,6 +9,7 @@ import typer
 from scaletrain import __version__
 from scaletrain.commands.audit import audit
 from scaletrain.commands.demo import demo
+from scaletrain.commands.doctor import doctor
 from scaletrain.commands.evaluate import evaluate
 from scaletrain.commands.export import export
 from scaletrain.commands.generate import generate
@@ -31,6 +32,7 @@ app.command()(evaluate)
 app.command()(audit)
 app.command()(supervise)
 app.command()(verify)
+app.command()(doctor)
 app.command()(demo)
 
 

@@ -1,0 +1,1 @@
+"""Looks at the machines of a run before the run does."""

@@ -1,0 +1,140 @@
+"""One node's part of `scaletrain doctor`: answers questions from standard input, a line of JSON each."""
+
+import json
+import os
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import xxhash
+
+from scaletrain.cluster.doctor import collect, devices
+from scaletrain.cluster.doctor.agents import tell
+from scaletrain.cluster.doctor.facts import Facts, Job
+from scaletrain.cluster.doctor.trials import Ears, RunFolder, connect
+from scaletrain.commands.probe_torch import build_ops, try_ranks
+from scaletrain.errors import ScaleTrainError
+from scaletrain.runtime.op_folder import is_built, op_folder
+
+_PART_SECONDS = 20.0
+
+
+class Probe:
+    """What one node is asked, by name."""
+
+    def __init__(self) -> None:
+        self._ears = Ears()
+        self._folder: RunFolder | None = None
+        self.answers: dict[str, Callable[..., Any]] = {
+            "time": time.time,
+            "facts": _facts,
+            "listen": self._ears.open,
+            "close": self._ears.close,
+            "connect": lambda targets: [asdict(found) for found in connect([(n, p) for n, p in targets])],
+            "mark": lambda path, nonce: self._at(path, nonce).leave_mark(),
+            "look": lambda path, nonce: self._at(path, nonce).sees_mark(),
+            "store": lambda path, nonce: asdict(self._at(path, nonce).measure()),
+            "clear": self.clear,
+            "ranks": try_ranks,
+            "build": build_ops,
+        }
+
+    def _at(self, path: str, nonce: str) -> RunFolder:
+        self._folder = self._folder or RunFolder(Path(path), nonce)
+        return self._folder
+
+    def clear(self) -> None:
+        if self._folder is not None:
+            self._folder.clear()
+
+
+def main() -> None:
+    """Answers until nobody asks any more."""
+    probe = Probe()
+    for line in sys.stdin:
+        asked = json.loads(line)
+        tell(probe.answers[asked.pop("ask")](**asked))
+    probe.clear()
+
+
+def _facts(job: Mapping[str, Any] | None, towards: str | None) -> dict[str, Any]:
+    """All parts of Facts; `job`: recipe, overrides and deepspeed_config, `towards`: a host that ranks here talk to."""
+    places = collect.scratch_places()
+    questions: dict[str, Callable[[], Any]] = {
+        "versions": collect.versions,
+        "limits": collect.limits,
+        "leftovers": collect.find_leftovers,
+        "devices": devices.find_devices,
+        "infiniband": devices.find_infiniband,
+        "tools": collect.tools,
+        "disks": lambda: collect.disks(places | _places(job)),
+    }
+    if job is not None:
+        questions["job"] = lambda: read_job(**job)
+    if towards is not None:
+        questions["interface"] = lambda: collect.interface_towards(towards)
+    answers, late = collect.ask_all(questions, _PART_SECONDS)
+    return asdict(Facts(host=os.uname().nodename, **answers, late=late))
+
+
+def _places(job: Mapping[str, Any] | None) -> dict[str, Path]:
+    """The folders of a recipe; none of one that cannot be read, which is told as such."""
+    if job is None:
+        return {}
+    from scaletrain.config.load import load_recipe
+
+    try:
+        recipe = load_recipe(Path(job["recipe"]), job["overrides"], job["deepspeed_config"])
+    except ScaleTrainError:
+        return {}
+    data = recipe.data
+    paths = [source.path for source in data.mixture.values()] if data.mixture else [data.path] if data.path else []
+    return {
+        "run folder": Path(recipe.run.dir),
+        **{f"dataset {path}": Path(path) for path in paths if "://" not in path},
+    }
+
+
+def read_job(recipe: str, overrides: Sequence[str], deepspeed_config: str | None) -> Job:
+    """The recipe, its DeepSpeed file and its datasets as this machine reads them."""
+    from scaletrain.config.deepspeed import check_keys, load_deepspeed
+    from scaletrain.config.deepspeed_ops import needed_ops
+    from scaletrain.config.load import dump_recipe, load_recipe
+    from scaletrain.data.opening import open_data
+
+    try:
+        loaded = load_recipe(Path(recipe), overrides, deepspeed_config)
+        preset = load_deepspeed(Path(loaded.deepspeed))
+        check_keys(preset, loaded.deepspeed)
+    except ScaleTrainError as error:
+        return Job(fault=_one_line(error))
+    folder = op_folder(os.environ)
+    job = Job(
+        recipe=_digest(dump_recipe(loaded.model_copy(update={"deepspeed": ""}))),  # nodes may keep that file elsewhere
+        deepspeed=_digest(json.dumps(preset, sort_keys=True)),
+        ops={op: is_built(op, folder) for op in needed_ops(preset)},
+    )
+    data = loaded.data
+    places = {name: source.path for name, source in data.mixture.items()} if data.mixture else {"data": data.path}
+    try:
+        datasets = {name: open_data(place, data) for name, place in places.items() if place is not None}
+    except ScaleTrainError as error:
+        return replace(job, data_fault=_one_line(error))
+    sizes = [dataset.tokenizer.vocab_size for dataset in datasets.values()]
+    prints = {name: dataset.fingerprint for name, dataset in datasets.items()}
+    return replace(job, datasets=prints, vocab_size=max(sizes, default=0))
+
+
+def _digest(text: str) -> str:
+    return xxhash.xxh3_64_hexdigest(text.encode())
+
+
+def _one_line(error: ScaleTrainError) -> str:
+    return " ".join(str(error).split())
+
+
+if __name__ == "__main__":
+    main()
