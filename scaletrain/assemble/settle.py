@@ -1,6 +1,5 @@
 """A recipe with everything decided that a launch decides, before anything is written."""
 
-import json
 import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -20,7 +19,7 @@ from scaletrain.config.deepspeed import (
     settle,
     zero_stage,
 )
-from scaletrain.config.load import dump_recipe, load_recipe
+from scaletrain.config.load import load_recipe
 from scaletrain.config.schema import Precision, Recipe
 from scaletrain.data.live.text import open_live_text
 from scaletrain.data.run_data import RunData
@@ -29,7 +28,7 @@ from scaletrain.data.training_data import open_training_data
 from scaletrain.engine.checkpoint import Identity
 from scaletrain.engine.plan import Plan, plan_run
 from scaletrain.engine.state import RunState
-from scaletrain.errors import ClusterError, ConfigError, DataError
+from scaletrain.errors import ConfigError, DataError
 from scaletrain.model.count import flops_per_token
 from scaletrain.model.hf import architecture_from_hf
 from scaletrain.runtime import dist
@@ -105,22 +104,6 @@ def settle_recipe(path: Path, overrides: Sequence[str], deepspeed_config: str | 
         world=world,
         device=device,
     )
-
-
-def check_agreement(settled: Settled) -> None:
-    """ClusterError when the nodes' copies of recipe, DeepSpeed file or dataset differ. All ranks call it."""
-    mine = {
-        "recipe": dump_recipe(settled.recipe.model_copy(update={"deepspeed": ""})),  # nodes may keep it elsewhere
-        "DeepSpeed file": json.dumps(settled.deepspeed, sort_keys=True),
-        "model or dataset": json.dumps(settled.identity.to_dict(), sort_keys=True),
-    }
-    everyone = dist.gather((os.uname().nodename, mine))
-    for node, theirs in everyone:
-        if differing := [name for name, value in theirs.items() if value != everyone[0][1][name]]:
-            raise ClusterError(
-                f"{' and '.join(differing)} on {node} differ from those on {everyone[0][0]}: copy them to every node, "
-                "or put them on a disk that all share"
-            )
 
 
 def _open_data(recipe: Recipe, world: World) -> RunData:

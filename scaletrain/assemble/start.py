@@ -2,12 +2,14 @@
 
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
 from scaletrain.assemble.settle import Settled
 from scaletrain.assemble.source import RunSource
+from scaletrain.cluster.doctor.finding import Finding
 from scaletrain.config.data_rules import unreached_stages
 from scaletrain.config.load import dump_recipe
 from scaletrain.config.schema import Checkpoint
@@ -37,11 +39,13 @@ from scaletrain.track.progress import RunProgress
 from scaletrain.track.sinks import Events, JsonLines, Sink, TensorBoard, last_evaluation
 
 
-def start_pretraining(settled: Settled, peak: Peak, terminal: Terminal, began: float) -> Trainer:
+def start_pretraining(
+    settled: Settled, peak: Peak, findings: Sequence[Finding], terminal: Terminal, began: float
+) -> Trainer:
     """Builds every part and resumes from the newest good checkpoint of the run folder.
 
-    All ranks call it, inside a held run folder (see run_folder.hold) and a joined group. `began`: time.time() of the
-    program's start.
+    All ranks call it, inside a held run folder (see run_folder.hold) and a joined group. `findings`: of the
+    nodes. `began`: time.time() of the program's start.
     """
     recipe, world, device = settled.recipe, settled.world, settled.device
     folder, first = Path(recipe.run.dir), world.is_first
@@ -91,6 +95,8 @@ def start_pretraining(settled: Settled, peak: Peak, terminal: Terminal, began: f
                 **({"checkpoint": found.folder.name} if found else {}),
                 **({"resharded": changed} if changed else {}),
             )
+            if findings:
+                events.write("doctor", state.step, findings=[asdict(finding) for finding in findings])
             _record_data(events, state, data, reading, planned)
             if limit is not None:
                 events.write("repeat_limit", state.step, source=limit[1], samples=limit[0], last_step=plan.total_steps)

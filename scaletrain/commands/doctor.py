@@ -18,8 +18,6 @@ if TYPE_CHECKING:
     from scaletrain.cluster.doctor.nodes import Cluster
     from scaletrain.config.schema import Recipe
 
-_STATE_BYTES = 12  # of a checkpoint for each parameter: weight and two moments in float32
-
 
 def doctor(
     recipe: Annotated[
@@ -106,9 +104,6 @@ def _wants(
         gbps=expect_gbps,
         run_folder=recipe.run.dir if recipe is not None else "",
         checkpoint_bytes=_checkpoint_bytes(recipe, evidence) if recipe is not None else 0,
-        checkpoints=recipe.checkpoint.keep_last + 1
-        if recipe is not None
-        else 1,  # the old ones go after the new is whole
         master_port=port,
     )
 
@@ -116,14 +111,13 @@ def _wants(
 def _checkpoint_bytes(recipe: "Recipe", evidence: "Evidence") -> int:
     """By the vocabulary that a node found; 0 where none did, or where the sizes stand in another model's folder."""
     from scaletrain.config.architecture import resolve_architecture
-    from scaletrain.model.count import count_parameters
+    from scaletrain.model.count import checkpoint_bytes
 
     jobs = [node.facts.job for node in evidence.nodes if node.facts is not None]
     vocabulary = max((job.vocab_size for job in jobs if job is not None), default=0)
     if not vocabulary or recipe.model.init_from is not None:
         return 0
-    architecture = resolve_architecture(recipe.model, vocabulary, recipe.data.context_length)
-    return count_parameters(architecture).total * _STATE_BYTES
+    return checkpoint_bytes(resolve_architecture(recipe.model, vocabulary, recipe.data.context_length))
 
 
 def _tell(cluster: "Cluster", findings: Sequence["Finding"], seconds: float) -> None:

@@ -15,6 +15,7 @@ from scaletrain.runtime.stop import first_launchers
 
 if TYPE_CHECKING:
     from scaletrain.assemble.settle import Settled
+    from scaletrain.cluster.doctor.finding import Finding
     from scaletrain.engine.trainer import Trainer
     from scaletrain.runtime.lifeline import Lifeline
     from scaletrain.runtime.log import Terminal
@@ -62,7 +63,7 @@ def _tell_fault(error: ScaleTrainError) -> None:
 
 
 def _train(args: argparse.Namespace, began: float) -> int:
-    from scaletrain.assemble import settle
+    from scaletrain.assemble import preflight, settle
     from scaletrain.engine import run_folder
     from scaletrain.runtime import dist, log
     from scaletrain.runtime.lifeline import Lifeline
@@ -76,7 +77,7 @@ def _train(args: argparse.Namespace, began: float) -> int:
     try:
         with dist.together():
             lock = run_folder.hold(folder) if settled.world.is_first else None
-        settle.check_agreement(settled)
+        findings = preflight.check_nodes(settled)
         with dist.together():
             terminal = log.divert(log_file)
     except ScaleTrainError as error:
@@ -91,7 +92,7 @@ def _train(args: argparse.Namespace, began: float) -> int:
         leave=lambda: os._exit(1),  # at once: the main thread may hold what a flush waits for
     )
     try:
-        return _train_held(settled, terminal, began)
+        return _train_held(settled, findings, terminal, began)
     except ScaleTrainError as error:
         return _end_with_fault(str(error), settled, terminal)
     except OSError as error:
@@ -107,19 +108,22 @@ def _train(args: argparse.Namespace, began: float) -> int:
             lock.close()
 
 
-def _train_held(settled: "Settled", terminal: "Terminal", began: float) -> int:
+def _train_held(settled: "Settled", findings: "Sequence[Finding]", terminal: "Terminal", began: float) -> int:
     """Trains inside a held run folder, with the libraries' output diverted."""
     from scaletrain.assemble.settle import measure_peak
     from scaletrain.assemble.start import start_pretraining
+    from scaletrain.cluster.doctor.finding import lines
     from scaletrain.runtime.leftovers import describe_leftovers
+    from scaletrain.runtime.op_folder import use_built_ops
 
+    use_built_ops()
     if settled.world.local_rank == 0:  # on each node, before an op build could wait for a dead one's lock
         for line in describe_leftovers():
             print(line, file=terminal.out)
     peak = measure_peak(settled)
     if settled.world.is_first:
-        print("\n".join(header(settled, peak)), file=terminal.out)
-    trainer = start_pretraining(settled, peak, terminal, began)
+        print("\n".join([*header(settled, peak), *lines(findings)]), file=terminal.out)
+    trainer = start_pretraining(settled, peak, findings, terminal, began)
     try:
         stopped = trainer.run()
     finally:

@@ -36,11 +36,10 @@ def hold(folder: Path) -> IO[str]:
         ) from error
     try:
         if not try_lock(file.fileno()):
-            file.seek(0)
-            holder = file.read().strip() or "another process"
             file.close()
+            who = holder(folder) or "another process"
             raise ConfigError(
-                f"run.dir={folder} is in use by {holder}: wait for that run, stop it, or choose another run.dir"
+                f"run.dir={folder} is in use by {who}: wait for that run, stop it, or choose another run.dir"
             )
     except NoLocksError as error:
         raise ConfigError(
@@ -53,7 +52,16 @@ def hold(folder: Path) -> IO[str]:
     file.truncate(0)
     file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
     file.flush()
+    os.fsync(file.fileno())  # for other nodes to see
     return file
+
+
+def holder(folder: Path) -> str:
+    """Who holds the folder, or held it last, as this node reads it; "" where nobody did or the folder is missing."""
+    try:
+        return (folder / ".lock").read_text(encoding="utf-8", errors="replace").strip()
+    except OSError:
+        return ""
 
 
 def describe(folder: Path, recipe_yaml: str, world: World, device: torch.device, deepspeed: dict[str, Any]) -> None:

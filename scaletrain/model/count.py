@@ -30,6 +30,11 @@ def count_parameters(arch: Architecture) -> ParameterCount:
     return ParameterCount(total=non_embedding + embeddings, non_embedding=non_embedding)
 
 
+def checkpoint_bytes(arch: Architecture) -> int:
+    """Of all ranks' files: each weight and its two moments in float32, whatever the training computes in."""
+    return 12 * count_parameters(arch).total
+
+
 def block_matmul_parameters(arch: Architecture) -> int:
     """Weights of one block's matrix products: qkv and output, up and down (and gate for llama)."""
     attention = arch.hidden_size * arch.head_dim * 2 * (arch.num_heads + arch.num_kv_heads)

@@ -1,4 +1,4 @@
-"""Ranks and what they tell each other: the only user of torch.distributed."""
+"""Ranks and what they tell each other; with links.py the only user of torch.distributed."""
 
 import os
 import socket

@@ -10,6 +10,7 @@ from scaletrain.cluster.doctor.node_rules import judge_node
 
 _CLOCK_WARN, _CLOCK_FAIL = 2.0, 60.0  # seconds
 _SLOW = 0.5  # of the median
+_MOST_PAIRS = 8  # that are told one by one
 _SLOW_STORAGE = 100e6  # bytes a second: ten minutes for 60 GB
 # Of these another version may compute or talk otherwise; the rest is told too.
 _GRAVE = ("torch", "deepspeed", "scaletrain", "code", "nccl", "cuda")
@@ -191,30 +192,33 @@ def _span(rates: list[float]) -> str:
 
 
 def _judge_pairs(evidence: Evidence, wants: Wants) -> Iterator[Finding]:
+    """Each pair against the median of all, and against what the user expects. A node whose links are mostly slow is
+    told as such, in place of its pairs."""
     pairs = evidence.pairs
     if not pairs:
         return
     rates = [pair.gbps for pair in pairs]
     # With three nodes a slow one slows two pairs of three: there the fastest is the measure.
     usual = median_high(rates) if len(rates) > 3 else max(rates)
-    slow = [pair for pair in pairs if pair.gbps < _SLOW * usual]
-    places = dict.fromkeys(name for pair in pairs for name in (pair.one, pair.other))
+    least = max(_SLOW * usual, wants.gbps or 0.0)
+    slow = sorted((pair for pair in pairs if pair.gbps < least), key=lambda pair: pair.gbps)
+    rule = f"{usual:,.2f} Gb/s is usual" + (f", --expect-gbps is {wants.gbps:g}" if wants.gbps is not None else "")
+    places = list(dict.fromkeys(name for pair in pairs for name in (pair.one, pair.other)))
     guilty = [name for name in places if _is_guilty(name, pairs, slow)]
-    nodes = {node.name for node in evidence.nodes}
+    guilty = guilty if len(guilty) < len(places) else []  # all of them: no one's fault
+    nodes = [node.name for node in evidence.nodes]
     for name in guilty:
         own = [pair.gbps for pair in pairs if name in (pair.one, pair.other)]
-        what = f"slow to most others: {min(own):,.2f} to {max(own):,.2f} Gb/s, {usual:,.2f} Gb/s is usual"
-        node, place = (name, "") if name in nodes else (evidence.nodes[0].name, name)
+        what = f"slow to most others, {min(own):,.2f} to {max(own):,.2f} Gb/s; {rule}"
+        node, place = (name, "") if name in nodes else (nodes[0], name)
         yield Finding("fail", "link", what, "look at its cable, adapter and switch port", node, place)
-    for pair in slow:
-        if pair.one not in guilty and pair.other not in guilty:
-            what = f"{pair.one} - {pair.other}: {pair.gbps:,.2f} Gb/s, {usual:,.2f} Gb/s is usual"
-            yield Finding("warn", "link", what, "look at the way between the two")
-    if wants.gbps is not None:
-        for pair in pairs:
-            if pair.gbps < wants.gbps:
-                what = f"{pair.one} - {pair.other}: {pair.gbps:,.2f} Gb/s, --expect-gbps is {wants.gbps:g}"
-                yield Finding("fail", "link", what, "look at the way between the two, and at its interfaces")
+    rest = [pair for pair in slow if pair.one not in guilty and pair.other not in guilty]
+    for number, pair in enumerate(rest[:_MOST_PAIRS], start=1):
+        severity: Severity = "fail" if wants.gbps is not None and pair.gbps < wants.gbps else "warn"
+        more = f" (and {len(rest) - number} more pairs are slow)" if number == _MOST_PAIRS < len(rest) else ""
+        what = f"{pair.gbps:,.2f} Gb/s; {rule}{more}"
+        remedy = "look at the way between the two, and at the interface that is used"
+        yield Finding(severity, "link", what, remedy, "", f"{pair.one} - {pair.other}")
     skipped = (
         f"; {evidence.rounds_left_out} rounds of pairs did not fit in the time" if evidence.rounds_left_out else ""
     )

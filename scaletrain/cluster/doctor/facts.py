@@ -193,12 +193,11 @@ class Evidence:
 
 @dataclass(frozen=True)
 class Wants:
-    """What the user expects. `gpus`: of each node, by name. `checkpoint_bytes`: of one, 0 if not known, `checkpoints`
-    that lie on the disk at once. `run_folder`: "" without a recipe."""
+    """What the user expects. `gpus`: of each node, by name. `checkpoint_bytes`: of one, 0 if not known. `run_folder`:
+    "" without a recipe."""
 
     gpus: dict[str, int] = field(default_factory=dict)
     gbps: float | None = None
     run_folder: str = ""
     checkpoint_bytes: int = 0
-    checkpoints: int = 1
     master_port: int = 29500

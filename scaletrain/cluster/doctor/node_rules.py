@@ -69,13 +69,15 @@ def judge_disks(disks: tuple[Disk, ...], wants: Wants, node: str) -> Iterator[Fi
         free = disk.free_bytes
         left = f"{free / GB:,.1f} GB of {disk.total_bytes / GB:,.0f} GB free"
         if disk.name == "run folder":
-            need = wants.checkpoint_bytes * wants.checkpoints
-            if free < max(wants.checkpoint_bytes, GB // 10):
-                more = f", one checkpoint takes {wants.checkpoint_bytes / GB:,.1f} GB" if need else ""
-                yield Finding("fail", "disk", f"{left}{more}", "free space, or choose another run.dir", node, disk.path)
-            elif free < max(need, 2 * GB):
-                more = f", {wants.checkpoints} checkpoints take {need / GB:,.1f} GB" if need else ""
-                yield Finding("warn", "disk", f"{left}{more}", "free space, or keep fewer", node, disk.path)
+            need = wants.checkpoint_bytes
+            if free < max(2 * need, 2 * GB):
+                more = (
+                    f", a checkpoint takes {need / GB:,.1f} GB, twice that while one replaces another" if need else ""
+                )
+                severity = "fail" if free < max(need, GB // 10) else "warn"
+                yield Finding(
+                    severity, "disk", f"{left}{more}", "free space, or choose another run.dir", node, disk.path
+                )
         elif disk.name == "temporary folder" and free < GB:
             severity = "fail" if free < GB // 20 else "warn"
             yield Finding(severity, "disk", left, "free space, or set TMPDIR to another disk", node, disk.path)
