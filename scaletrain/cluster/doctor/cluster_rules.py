@@ -1,7 +1,7 @@
 """What is wrong between nodes: what differs, who cannot reach whom, which link is slow."""
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from statistics import median_high
 
 from scaletrain.cluster.doctor.facts import Clock, Evidence, Facts, Node, Pair, Storage, Wants
@@ -82,32 +82,34 @@ def _judge_jobs(facts: Mapping[str, Facts]) -> Iterator[Finding]:
 
 
 def _judge_hardware(facts: Mapping[str, Facts]) -> Iterator[Finding]:
-    """Nodes that are built otherwise than most."""
-    tellers: dict[str, tuple[str, Callable[[Facts], str]]] = {
-        "gpu": ("GPUs", lambda found: _counted(gpu.name for gpu in found.devices.gpus)),
-        "gpu links": ("GPU links", lambda found: _counted(_expanded(found.devices.links))),
-        "infiniband": (
-            "active InfiniBand ports",
-            lambda found: _counted(f"{p.rate_gbps:g} Gb/s" for p in found.infiniband if p.state == "ACTIVE"),
-        ),
-        "network": ("network speed", lambda found: f"{found.interface.gbps:g} Gb/s" if found.interface else "none"),
+    """Nodes that are built otherwise than most. One that has lost a GPU is told as that already."""
+    whole = {node: f for node, f in facts.items() if not f.devices.fault and len(f.devices.gpus) == f.devices.files}
+    active = {node: [p for p in found.infiniband if p.state == "ACTIVE"] for node, found in facts.items()}
+    values = {
+        ("gpu", "GPUs"): {node: _counted([gpu.name for gpu in f.devices.gpus]) for node, f in whole.items()},
+        ("gpu", "GPU links"): {
+            node: _counted([kind for kind, count in f.devices.links.items() for _ in range(count)])
+            for node, f in whole.items()
+        },
+        ("infiniband", "active InfiniBand ports"): {
+            node: _counted([f"{port.rate_gbps:g} Gb/s" for port in ports]) for node, ports in active.items()
+        },
+        ("network", "network speed"): {
+            node: f"{f.interface.gbps:g} Gb/s" for node, f in facts.items() if f.interface is not None
+        },
     }
-    for check, (name, teller) in tellers.items():
-        for node, own, most in _odd_ones({node: teller(found) for node, found in facts.items()}):
+    for (check, name), of in values.items():
+        for node, own, most in _odd_ones(of):
             yield Finding("warn", check, f"{name}: {own}, most nodes have {most}", "it slows down all", node)
-    for node, found in facts.items():
-        down = [port.name for port in found.infiniband if port.state != "ACTIVE"]
-        if down and len(down) == len(found.infiniband):
-            yield Finding("warn", "infiniband", f"no port is active ({', '.join(down)})", "look at its cables", node)
+    if not any(active.values()):
+        for node, found in facts.items():
+            if found.infiniband:
+                down = ", ".join(port.name for port in found.infiniband)
+                yield Finding("warn", "infiniband", f"no port is active ({down})", "look at its cables", node)
 
 
-def _counted(names: Iterator[str]) -> str:
-    counts = Counter(names)
-    return ", ".join(f"{count} x {name}" for name, count in sorted(counts.items())) or "none"
-
-
-def _expanded(counts: Mapping[str, int]) -> Iterator[str]:
-    return (kind for kind, count in counts.items() for _ in range(count))
+def _counted(names: Sequence[str]) -> str:
+    return ", ".join(f"{count} x {name}" for name, count in sorted(Counter(names).items())) or "none"
 
 
 def _judge_ports(nodes: tuple[Node, ...], wants: Wants) -> Iterator[Finding]:
