@@ -1,4 +1,4 @@
-"""Facts with one planted fault each: the finding names the node and the place, says what is wrong and how to mend it."""
+"""Facts with one planted fault each: the finding names node and place, says what is wrong and how to mend it."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -129,8 +129,8 @@ FAULTS: dict[str, tuple[Callable[[], Evidence], str]] = {
     ),
     "a node that falls silent": (
         lambda: with_node(cluster(), "n3", ranks=None, fault=("ranks", "no answer in 50 s")),
-        "fail    n3: fell silent when asked for 'ranks' (no answer in 50 s): look there for a dead mount, a full disk or "
-        "a hanging driver",
+        "fail    n3: fell silent when asked for 'ranks' (no answer in 50 s): look there for a dead mount, a full disk "
+        "or a hanging driver",
     ),
     "a dead mount": (
         with_facts("n1", disks=(), late=("disks",)),
@@ -150,8 +150,8 @@ FAULTS: dict[str, tuple[Callable[[], Evidence], str]] = {
     ),
     "a full /dev/shm": (
         with_facts("n1", disks=with_disk("/dev/shm", 1 << 20)),
-        "fail    n1: /dev/shm: 1 MB of 64,000 MB free: remove what is left there, or give the container more (docker run "
-        "--shm-size=8g)",
+        "fail    n1: /dev/shm: 1 MB of 64,000 MB free: remove what is left there, or give the container more (docker "
+        "run --shm-size=8g)",
     ),
     "a temporary folder that is nearly full": (
         with_facts("n1", disks=with_disk("temporary folder", 500_000_000)),
@@ -169,13 +169,13 @@ FAULTS: dict[str, tuple[Callable[[], Evidence], str]] = {
     ),
     "little locked memory with InfiniBand": (
         with_facts("n1", limits={**FACTS.limits, "locked memory": 65536}),
-        "fail    n1: a process may lock 0.1 MB of memory, InfiniBand needs it without limit: set memlock to unlimited in "
-        "/etc/security/limits.conf (SLURM: LimitMEMLOCK of slurmd)",
+        "fail    n1: a process may lock 0.1 MB of memory, InfiniBand needs it without limit: set memlock to unlimited "
+        "in /etc/security/limits.conf (SLURM: LimitMEMLOCK of slurmd)",
     ),
     "a stale build lock": (
         with_facts("n1", leftovers=(LOCK,)),
-        f"fail    n1: {LOCK.path}: a build lock 2.0 hours old that nothing holds: a start that builds this op would wait "
-        f"for ever: rm {LOCK.path}",
+        f"fail    n1: {LOCK.path}: a build lock 2.0 hours old that nothing holds: a start that builds this op would "
+        f"wait for ever: rm {LOCK.path}",
     ),
     "memory of dead processes": (
         with_facts("n1", leftovers=(Leftover("memory", "/dev/shm/torch_1", 69e6),)),
@@ -192,8 +192,8 @@ FAULTS: dict[str, tuple[Callable[[], Evidence], str]] = {
     ),
     "memory errors of a GPU": (
         with_facts("n1", devices=replace(FACTS.devices, gpus=(gpu(0), replace(gpu(1), ecc_uncorrected=3)))),
-        "fail    n1: GPU 1: 3 memory errors that could not be corrected since the last reset: reset it (nvidia-smi -r); "
-        "have it replaced if they come back",
+        "fail    n1: GPU 1: 3 memory errors that could not be corrected since the last reset: reset it (nvidia-smi "
+        "-r); have it replaced if they come back",
     ),
     "a GPU that wants a reset": (
         with_facts("n1", devices=replace(FACTS.devices, gpus=(gpu(0), gpu(1, needs_reset=("remapped_rows.pending",))))),
@@ -238,8 +238,8 @@ FAULTS: dict[str, tuple[Callable[[], Evidence], str]] = {
     ),
     "another recipe": (
         with_facts("n2", job=replace(FACTS.job, recipe="other")),
-        "fail    n2: its recipe is another than that of most nodes: copy it to every node, or put it on a disk that all "
-        "share",
+        "fail    n2: its recipe is another than that of most nodes: copy it to every node, or put it on a disk that "
+        "all share",
     ),
     "another DeepSpeed file": (
         with_facts("n2", job=replace(FACTS.job, deepspeed="other")),
@@ -247,8 +247,8 @@ FAULTS: dict[str, tuple[Callable[[], Evidence], str]] = {
         "that all share",
     ),
     "a recipe that is not there": (
-        with_facts("n2", job=Job(fault="a.yaml: the recipe cannot be read (No such file): give the path of a YAML file")),
-        "fail    n2: a.yaml: the recipe cannot be read (No such file): give the path of a YAML file",
+        with_facts("n2", job=Job(fault="a.yaml: the recipe cannot be read (No such file): give a YAML file")),
+        "fail    n2: a.yaml: the recipe cannot be read (No such file): give a YAML file",
     ),
     "another dataset": (
         with_facts("n2", job=replace(FACTS.job, datasets={"data": "f2"})),
@@ -272,13 +272,13 @@ FAULTS: dict[str, tuple[Callable[[], Evidence], str]] = {
     ),
     "a master port in use": (
         lambda: with_node(cluster(), "n0", refused_ports={29500: "Address already in use"}),
-        "fail    n0: port 29500 cannot be listened on (Address already in use): another run may use it: give the launcher "
-        "--master_port another number",
+        "fail    n0: port 29500 cannot be listened on (Address already in use): another run may use it: give the "
+        "launcher --master_port another number",
     ),
     "a firewall on one node": (
         lambda: with_node(cluster(), "n2", unreached=(Unreached("n0", 29500, "timed out"),)),
-        "fail    n2: does not reach n0: port 29500 (master) timed out: let nodes reach each other on all ports (firewall, "
-        "security group, names in /etc/hosts)",
+        "fail    n2: does not reach n0: port 29500 (master) timed out: let nodes reach each other on all ports "
+        "(firewall, security group, names in /etc/hosts)",
     ),
     "a firewall on the first node": (
         lambda: replace(
@@ -315,13 +315,13 @@ FAULTS: dict[str, tuple[Callable[[], Evidence], str]] = {
     ),
     "a slow link": (
         lambda: slow(("n1", "n3")),
-        "warn    n1 - n3: 9.00 Gb/s; 90.00 Gb/s is usual: look at the way between the two, and at the interface that is "
-        "used",
+        "warn    n1 - n3: 9.00 Gb/s; 90.00 Gb/s is usual: look at the way between the two, and at the interface that "
+        "is used",
     ),
     "a node with slow links": (
         lambda: slow(("n0", "n2"), ("n1", "n2"), ("n2", "n3")),
-        "fail    n2: slow to most others, 9.00 to 9.00 Gb/s; 90.00 Gb/s is usual: look at its cable, adapter and switch "
-        "port",
+        "fail    n2: slow to most others, 9.00 to 9.00 Gb/s; 90.00 Gb/s is usual: look at its cable, adapter and "
+        "switch port",
     ),
 }  # fmt: skip
 
@@ -372,8 +372,8 @@ def test_a_wrong_clock_of_the_machine_that_asks_is_not_blamed_on_the_nodes() -> 
 def test_links_below_what_is_expected_fail() -> None:
     found = bad(slow(("n1", "n3")), replace(WANTS, gbps=50.0))
     assert lines(found) == [
-        "fail    n1 - n3: 9.00 Gb/s; 90.00 Gb/s is usual, --expect-gbps is 50: look at the way between the two, and at the "
-        "interface that is used"
+        "fail    n1 - n3: 9.00 Gb/s; 90.00 Gb/s is usual, --expect-gbps is 50: look at the way between the two, and at "
+        "the interface that is used"
     ]
     assert bad_nodes(found) == []
 
@@ -416,8 +416,8 @@ def test_a_taken_master_port_of_a_single_node_is_a_warning() -> None:
 def test_ops_that_training_would_compile_are_a_note() -> None:
     told = lines(judge(with_facts("n1", job=replace(FACTS.job, ops={"cpu_adam": False, "async_io": True}))(), WANTS))
     assert (
-        "note    n1: cpu_adam will be compiled when training starts, a minute or more: scaletrain doctor RECIPE --build "
-        "does it ahead"
+        "note    n1: cpu_adam will be compiled when training starts, a minute or more: scaletrain doctor RECIPE "
+        "--build does it ahead"
     ) in told
 
 

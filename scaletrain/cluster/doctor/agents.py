@@ -1,5 +1,6 @@
 """A probe on each node: started side by side, asked in JSON lines, each with a limit of time."""
 
+import contextlib
 import json
 import queue
 import subprocess
@@ -102,8 +103,11 @@ class Agent:
         assert self._process is not None
         for reader in self._readers:
             reader.join(1.0)
-        words = [line for line in self._complaints if line.strip()]
-        return words[-1].strip() if words else f"the probe ended with exit code {self._process.poll()}"
+        if words := [line for line in self._complaints if line.strip()]:
+            return words[-1].strip()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            return f"the probe ended with exit code {self._process.wait(2.0)}"
+        return "the probe closed its output"
 
     def _listen(self) -> None:
         assert self._process is not None

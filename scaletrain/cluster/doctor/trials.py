@@ -33,7 +33,7 @@ class Ears:
             try:
                 ear = socket.create_server(("", port), backlog=1024)
             except OSError as error:
-                refused[port] = error.strerror or str(error)
+                refused[port] = os.strerror(error.errno or 0)  # Python adds the address to its own words
                 continue
             number = int(ear.getsockname()[1])
             self._open[number] = ear  # the kernel completes connections by itself
