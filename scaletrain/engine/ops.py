@@ -4,6 +4,7 @@ import os
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
+from subprocess import SubprocessError
 
 import torch
 
@@ -43,7 +44,7 @@ def _build(name: str, folder: Path) -> str:
         return f"another process builds it: wait, or remove {lock} if none does"
     try:
         ALL_OPS[name].load(verbose=False)
-    except (RuntimeError, OSError, ImportError) as error:
+    except (RuntimeError, OSError, ImportError, SubprocessError) as error:
         return (str(error).splitlines() or [type(error).__name__])[0]
     if (folder / name).exists():
         shutil.rmtree(folder / name)
