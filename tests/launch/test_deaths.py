@@ -12,11 +12,12 @@ from pathlib import Path
 import pytest
 
 from scaletrain.data.shards import Dataset
+from scaletrain.runtime.ports import free_port
 from tests.conftest import ROOT, Done, pretrain, run_program, write_recipe
 from tests.launch.test_stops import ENDLESS, values
 
 TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2")
-DEEPSPEED = ("-m", "deepspeed.launcher.runner", "--quiet", "--num_gpus=2")
+DEEPSPEED = ("-m", "deepspeed.launcher.runner", "--quiet", "--num_gpus=2", f"--master_port={free_port()}")
 
 
 class Launch:

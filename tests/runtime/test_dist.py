@@ -2,7 +2,6 @@
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -12,6 +11,7 @@ import torch
 
 from scaletrain.errors import DataError
 from scaletrain.runtime import dist
+from scaletrain.runtime.ports import free_port
 from tests.ranks import run_ranks
 
 
@@ -73,9 +73,7 @@ dist.start(dist.World(rank=1, size=2, local_rank=1, local_size=2, master_port=PO
 
 
 def test_a_rank_whose_torchrun_was_killed_before_it_came_ends_at_once_and_says_why() -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
+    port = str(free_port())
     done = subprocess.run(
         [sys.executable, "-c", ORPHAN.replace("PORT", port)],
         env={**os.environ, "TORCHELASTIC_USE_AGENT_STORE": "True"}, capture_output=True, text=True, timeout=60,
@@ -107,9 +105,7 @@ except RuntimeError as error:
 
 
 def test_a_rank_that_does_not_come_is_waited_for_no_longer_than_the_timeout_in_every_group() -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     commands = [[sys.executable, "-c", HANGS, str(rank), str(port)] for rank in (0, 1)]
     waits, hangs = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for command in commands]
     try:
