@@ -16,6 +16,7 @@ from scaletrain.engine.checkpoint import Found
 from scaletrain.engine.guard import GoBack
 from scaletrain.errors import CheckpointError, TrainingError
 from scaletrain.runtime import dist
+from scaletrain.runtime.checkpoint_names import step_names
 from scaletrain.runtime.files import write_whole
 
 FILE = "passed-over.json"
@@ -85,6 +86,6 @@ def go_back(
         if dist.rank() == 0:
             write_whole(root / FILE, json.dumps([asdict(window) for window in windows], indent=2) + "\n")
             checkpoint.point_latest(root, found.folder.name)
-            newer = [name for name, step in checkpoint.step_names(root).items() if step > found.state.step]
+            newer = [name for name, step in step_names(root).items() if step > found.state.step]
             checkpoint.set_aside(root, newer, "rolled-back")
     return found, windows
