@@ -21,6 +21,7 @@ from scaletrain.config.fewer_ranks import Fit, fewer_ranks
 from scaletrain.config.load import SOURCE_TREE, load_recipe
 from scaletrain.config.schema import Recipe
 from scaletrain.errors import EXIT_STOPPED, ConfigError
+from scaletrain.runtime.checkpoint_names import MANIFEST, step_names
 from scaletrain.runtime.exit_report import settle_end
 from scaletrain.runtime.gpus import begin_count, end_count
 from scaletrain.runtime.launch import Launch
@@ -213,8 +214,8 @@ class Supervisor:
 
 def newest_step(folder: Path) -> int:
     """The step of the newest whole checkpoint of a run folder; 0 without one."""
-    steps = (path.parent.name.removeprefix("step-") for path in folder.glob("checkpoints/step-*/manifest.json"))
-    return max((int(step) for step in steps if step.isdecimal()), default=0)
+    root = folder / "checkpoints"
+    return max((step for name, step in step_names(root).items() if (root / name / MANIFEST).is_file()), default=0)
 
 
 def _is_finished(folder: Path) -> bool:

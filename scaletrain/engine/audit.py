@@ -12,10 +12,11 @@ from scaletrain.data.audit.fault import Fault
 from scaletrain.data.audit.order import SourceUse, Usage, compute_digests
 from scaletrain.data.mixture import SOURCE_SHIFT
 from scaletrain.data.training_data import TrainingData, open_training_data
-from scaletrain.engine.checkpoint import MANIFEST, Found, changed_keys, read_manifest
+from scaletrain.engine.checkpoint import Found, changed_keys, read_manifest
 from scaletrain.engine.history import EVENTS, History, Launch, past_weights, read_events, shown
 from scaletrain.engine.state import RunState
 from scaletrain.errors import CheckpointError
+from scaletrain.runtime.checkpoint_names import MANIFEST, STEP
 
 
 @dataclass(frozen=True)
@@ -174,7 +175,7 @@ def _branches(claims: Sequence[Claim], record: Mapping[str, Any]) -> Iterator[_B
 def _read_manifests(root: Path, history: History) -> list[Found]:
     """The checkpoints that are there, oldest first; a manifest that is not whole is a fault."""
     found = []
-    for folder in sorted(root.glob("step-*")):
+    for folder in sorted(root.glob(f"{STEP}*")):
         try:
             found.append(Found(folder, read_manifest(folder)))
         except CheckpointError as error:

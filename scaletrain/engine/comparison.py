@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import TypeVar
 
 from scaletrain.config.schema import Precision
-from scaletrain.engine.checkpoint import read_manifest, step_names
+from scaletrain.engine.checkpoint import read_manifest
+from scaletrain.runtime.checkpoint_names import step_names
 from scaletrain.track.sinks import read_lines
 
 # Largest relative difference of a loss when the ranks are others, whose gradients are added in another order. Over ten

@@ -16,6 +16,7 @@ from scaletrain.engine.checkpoint import Found
 from scaletrain.engine.guard import GoBack
 from scaletrain.errors import CheckpointError, TrainingError
 from scaletrain.runtime import dist
+from scaletrain.runtime.checkpoint_names import step_names
 from scaletrain.runtime.files import write_whole
 
 FILE = "passed-over.json"
@@ -56,7 +57,7 @@ def open_roll_backs(root: Path, most: int, tell: Callable[[str, str], None]) -> 
     with dist.together():
         if dist.rank() == 0:
             windows = read_windows(root)
-            inside = [name for name in checkpoint.step_names(root) if _is_inside(root / name, windows)]
+            inside = [name for name in step_names(root) if _is_inside(root / name, windows)]
             _set_aside(root, inside)
             for name in inside:
                 tell(name, f"the run had gone back from it ({FILE})")
@@ -106,7 +107,7 @@ class RollBacks:
             if dist.rank() == 0:
                 text = json.dumps([asdict(window) for window in self.windows], indent=2) + "\n"
                 write_whole(self.root / FILE, text)
-                steps = checkpoint.step_names(self.root)
+                steps = step_names(self.root)
                 _set_aside(self.root, [name for name, step in steps.items() if step > found.state.step])
 
     def _newest(self, last_step: int, tell: Callable[[str, str], None]) -> Found | None:
@@ -128,5 +129,5 @@ def _set_aside(root: Path, names: list[str]) -> None:
     """From the newest to the oldest, and `latest` last: a kill on the way leaves an order that can be gone on with."""
     if names:
         checkpoint.set_aside(root, names[::-1], "rolled-back")
-        if left := list(checkpoint.step_names(root)):
+        if left := list(step_names(root)):
             checkpoint.point_latest(root, left[-1])

@@ -46,12 +46,28 @@ def fail_on_one_rank() -> str:
             if dist.rank() == 1:
                 raise DataError("shard 3 is damaged")
     except DataError as error:
+        assert dist.is_shared(error)
         return str(error)
     return "no error"
 
 
 def test_an_error_on_one_rank_is_raised_on_all() -> None:
     assert run_ranks(fail_on_one_rank, 2) == ["shard 3 is damaged"] * 2
+
+
+def test_an_error_that_all_ranks_raise_is_told_from_that_of_one() -> None:
+    with pytest.raises(OSError) as inner, dist.together(), dist.together():
+        raise OSError("disk")
+    assert dist.is_shared(inner.value)
+    assert len(inner.value.__notes__) == 1
+    with pytest.raises(DataError) as outer:
+        try:
+            raise inner.value
+        except OSError as error:
+            raise DataError("told in other words") from error
+    assert dist.is_shared(outer.value)
+    outer.value.__cause__ = None
+    assert not dist.is_shared(outer.value), "raised while another was handled, by one rank alone"
 
 
 def defect_on_one_rank() -> str:
