@@ -96,10 +96,10 @@ def last_evaluation(path: Path) -> int | None:
     return max(steps, default=None)
 
 
-def read_lines(path: Path) -> list[dict[str, Any]]:
-    """The objects of a JSON-lines file; a last line that a kill tore is left out."""
+def read_lines(path: Path, start: int = 0) -> list[dict[str, Any]]:
+    """The objects of a JSON-lines file from byte `start` on; a last line that a kill tore is left out."""
     lines = []
-    for line in path.read_text(encoding="utf-8").splitlines():
+    for line in path.read_bytes()[start:].decode("utf-8").splitlines():
         try:
             lines.append(json.loads(line))
         except ValueError:
