@@ -45,17 +45,23 @@ class Run:
         """To be computed."""
         return sum(branch.samples for branch in _branches(self.claims, self.record))
 
-    def samples_of(self, step: int) -> tuple[int, int]:
-        """Position of the first sample of optimizer step `step`, and how many it read. CheckpointError when the run has
-        not taken it."""
-        reached = max(self.state.step, self.history.last_step)
-        for launch in reversed(self.history.launches):
-            if launch.state.step < step:
+    def samples_of(self, step: int) -> list[tuple[int, int]]:
+        """Position of the first sample of optimizer step `step`, and how many it read: where a run that went back took
+        it on other samples each time, all of these, the last ones last. CheckpointError when it has not been taken."""
+        found: dict[tuple[int, int], None] = {}
+        launches = self.history.launches
+        reached = [launch.reached for launch in launches[:-1]]
+        reached += [max(launch.reached, self.state.step) for launch in launches[-1:]]
+        for launch, last in zip(launches, reached, strict=True):
+            if launch.state.step < step <= last:
                 batch = launch.batch or self.recipe.train.global_batch_size
-                if step <= reached:
-                    return launch.state.samples_seen + (step - 1 - launch.state.step) * batch, batch
-                break
-        raise CheckpointError(f"step {step} is not among those that the run has taken: its last is {reached}")
+                place = launch.state.samples_seen + (step - 1 - launch.state.step) * batch, batch
+                found.pop(place, None)
+                found[place] = None
+        if not found:
+            last = max(reached, default=0)
+            raise CheckpointError(f"step {step} is not among those that the run has taken: its last is {last}")
+        return list(found)
 
     def rows_at(self, start: int, count: int) -> list[tuple[str, int]]:
         """Source and row of the samples at positions start..start+count-1 of the run."""

@@ -29,6 +29,7 @@ class Launch:
     batch: int | None = None
     record: Mapping[str, Any] = field(default_factory=dict)  # of the mixture that it read by
     saved: int = 0  # the step of its last checkpoint
+    reached: int = 0  # the last step that an event tells of
     end: str = RUNNING
 
 
@@ -40,7 +41,6 @@ class History:
     points: list[tuple[str, Launch, RunState]] = field(default_factory=list)
     saved: dict[str, RunState] = field(default_factory=dict)
     batches: dict[str, int] = field(default_factory=dict)
-    last_step: int = 0  # that any event tells of
     damaged: set[str] = field(default_factory=set)
     faults: list[Fault] = field(default_factory=list)
     notes: list[Fault] = field(default_factory=list)
@@ -70,9 +70,11 @@ def read_events(path: Path, history: History) -> None:
             history.notes.append(Fault(where, "its beginning was torn off by a kill"))
         try:
             event = json.loads(whole)
-            history.last_step = max(history.last_step, int(event["step"]))
+            step = int(event["step"])
             if (follow := _FOLLOW.get(event["event"])) is not None:
                 follow(history, where, event)
+            for launch in history.launches[-1:]:
+                launch.reached = max(launch.reached, step)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             history.faults.append(Fault(where, f"cannot be read ({type(error).__name__}: {error})"))
     if torn:
@@ -122,6 +124,8 @@ def _follow_roll_back(history: History, where: str, event: Mapping[str, Any]) ->
         history.faults.append(Fault(where, f"rolled back to {name}", shown(before), shown(state)))
     history.saved = {n: s for n, s in history.saved.items() if s.samples_seen <= state.samples_seen}
     history.saved[name] = before or state
+    for launch in history.launches[-1:]:
+        launch.reached = max(launch.reached, int(event["from_step"]))
     _go_on(history, where, "rolled back", state)
 
 
@@ -141,7 +145,9 @@ def _go_on(history: History, where: str, kind: str, state: RunState) -> Launch:
         raise ValueError(f"{kind} before any start")
     before = history.launches[-1]
     before.end = kind
-    history.launches.append(replace(before, where=where, kind=kind, state=state, saved=state.step, end=RUNNING))
+    history.launches.append(
+        replace(before, where=where, kind=kind, state=state, saved=state.step, reached=state.step, end=RUNNING)
+    )
     return history.launches[-1]
 
 
