@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +13,10 @@ from scaletrain.data.audit.order import SourceUse, Usage, compute_digests
 from scaletrain.data.mixture import SOURCE_SHIFT
 from scaletrain.data.training_data import TrainingData, open_training_data
 from scaletrain.engine.checkpoint import MANIFEST, Found, changed_keys, read_manifest
-from scaletrain.engine.history import EVENTS, History, Launch, past_weights, read_events, shown
+from scaletrain.engine.history import EVENTS, PASSED_OVER, History, Launch, past_weights, shown
+from scaletrain.engine.roll_back import FILE, next_sample, read_windows
 from scaletrain.engine.state import RunState
+from scaletrain.engine.trail import read_events
 from scaletrain.errors import CheckpointError
 
 
@@ -103,6 +105,7 @@ def open_run(folder: Path, overrides: Sequence[str] = ()) -> Run:
         return Run(recipe, history, names, (), None, {}, state)
     for checkpoint in found:
         _compare_with_events(checkpoint, history)
+    _compare_with_windows(folder / "checkpoints", history)
     records = [launch.record for launch in history.launches[-1:]] + [f.manifest["reading"] or {} for f in found[-1:]]
     record = records[-1] if records else {}
     data = open_training_data(recipe.data, recipe.seed).renumbered(record)
@@ -199,8 +202,9 @@ def _compare_with_events(found: Found, history: History) -> None:
     event = history.saved.get(name)
     if event is None:
         history.notes.append(Fault(where, f"{EVENTS} does not tell of this checkpoint (a kill just after the save)"))
-    elif (state.step, state.samples_seen, state.sample_digest) != (event.step, event.samples_seen, event.sample_digest):
-        history.faults.append(Fault(where, "state", f"that of its event, {shown(event)}", shown(state)))
+    elif replace(state, tokens_seen=0, skipped_steps=0) != event:
+        right = f"that of its event ({history.told[name]}), {shown(event)}"
+        history.faults.append(Fault(where, "state", right, shown(state)))
     batch = found.manifest["recipe"]["train"]["global_batch_size"]
     if history.batches.get(name, batch) != batch:
         history.faults.append(Fault(where, "samples a step", f"the recipe's {batch}", str(history.batches[name])))
@@ -208,6 +212,31 @@ def _compare_with_events(found: Found, history: History) -> None:
     if (tokens := (state.samples_seen - state.passed_over) * length) != state.tokens_seen:
         right = f"{tokens:,}, which is {length} a sample"
         history.faults.append(Fault(where, "tokens_seen", right, f"{state.tokens_seen:,}"))
+
+
+def _compare_with_windows(root: Path, history: History) -> None:
+    """Roll-backs and the samples passed over against the windows that the run keeps. A window is written before its
+    roll-back is told, so that a kill in between leaves one of which no event tells."""
+    file = f"checkpoints/{FILE}"
+    try:
+        windows = read_windows(root)
+    except CheckpointError as error:
+        history.faults.append(Fault(file, str(error)))
+        return
+    told = 0  # windows up to that of the last roll-back
+    for detour in history.detours:
+        if detour.end is None:
+            own = (number for number in range(told, len(windows)) if windows[number].start == detour.first)
+            if (number := next(own, None)) is None:
+                right = f"a window in {file} from {detour.first:,} on"
+                history.faults.append(Fault(detour.where, "samples to pass over", right, "none"))
+            else:
+                told = number + 1
+            continue
+        ends = [next_sample(windows[:count], detour.first) for count in range(told, len(windows) + 1)]
+        if detour.end not in ends:
+            right = f"up to {ends[-1]:,}, as {file} says"
+            history.faults.append(Fault(detour.where, PASSED_OVER, right, f"up to {detour.end:,}"))
 
 
 def _other_data(found: Found, data: TrainingData, history: History) -> bool:

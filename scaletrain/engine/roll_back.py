@@ -34,10 +34,11 @@ def read_windows(root: Path) -> list[Window]:
     """Those of a run's `checkpoints` folder. CheckpointError when the file is damaged."""
     path = root / FILE
     try:
-        return [Window(**window) for window in json.loads(path.read_text(encoding="utf-8"))]
+        windows = json.loads(path.read_text(encoding="utf-8"))
+        return [Window(int(window["start"]), int(window["end"]), str(window["reason"])) for window in windows]
     except FileNotFoundError:
         return []
-    except (ValueError, TypeError) as error:
+    except (ValueError, KeyError, TypeError) as error:
         raise CheckpointError(
             f"{path}: cannot be read ({error}): restore it, or remove it to have the run read those samples again"
         ) from error
