@@ -67,6 +67,8 @@ def test_an_honest_trail_has_no_fault_and_tells_what_was_passed_over(tmp_path: P
     history = follow(tmp_path, honest())
     assert history.faults == []
     assert history.saved["step-00000025"].passed_over == 56
+    without_first = [line for number, line in enumerate(honest(), start=1) if number != 10]
+    assert follow(tmp_path, without_first).faults == [], "how many samples are in a step follows from the line itself"
     older = [{name: value for name, value in line.items() if name != "passed_over"} for line in honest()]
     history = follow(tmp_path, older)  # of a version that did not tell it
     assert history.faults == []
