@@ -17,8 +17,10 @@ from scaletrain.track.sinks import read_lines
 # a relative 6e-7 and 1e-3. Larger models and learning rates get about 150 and 5 times that; more would hide a fault.
 # What a load did wrong the digest tells, to the bit.
 TOLERANCE: dict[Precision, float] = {"fp32": 1e-4, "bf16": 5e-3, "fp16": 5e-3}
-# Of the norm of the gradients.
-NORM_TOLERANCE: dict[Precision, float] = {"fp32": 1e-3, "bf16": 5e-2, "fp16": 5e-2}
+# The same of the norm of the gradients, which differs more: on one rank after four, at learning rates of 1e-3 to 1e-2,
+# up to 9e-7 in float32 and 2.7e-2 in bfloat16, where a loss differed by 1e-7 and 7e-5. What is to be found is a norm
+# that is off by a factor, such as the number of ranks, which Adam hides from the losses.
+NORM_TOLERANCE: dict[Precision, float] = {"fp32": 1e-3, "bf16": 0.2, "fp16": 0.2}
 
 Value = TypeVar("Value")
 State = Mapping[str, str]  # digest by kind: weights, moments and counters

@@ -64,6 +64,8 @@ def test_losses_of_other_ranks_may_differ_by_rounding_alone() -> None:
     assert not norms.agrees
     assert norms.text == "gradient norms differ at step 3: 0.25 and 0.251, relative difference 4.0e-03 above 0.001"
     assert all(found.agrees for found in compare_closely(replace(ONE, precision="bf16"), far, 2, 4))
+    halved = replace(ONE, grad_norms={step: norm / 2 for step, norm in ONE.grad_norms.items()})
+    assert [found.agrees for found in compare_closely(replace(ONE, precision="bf16"), halved, 2, 4)] == [True, False]
 
 
 def test_an_update_that_was_left_out_on_both_sides_is_alike() -> None:
