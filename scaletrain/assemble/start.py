@@ -74,8 +74,9 @@ def start_pretraining(settled: Settled, peak: Peak, terminal: Terminal, began: f
     )
     _check_best(recipe.checkpoint, task, validation)
     engine = Engine(task, settled.deepspeed, recipe.optim, device)
+    loaded = None
     if found is not None:
-        engine.load(found.folder, found.manifest["files"], found.manifest.get("digest"))
+        loaded = engine.load(found.folder, found.manifest["files"], found.manifest.get("digest"))
     changed = checkpoint.changed_layout(found, settled.identity) if found is not None else None
     hosts = sorted(set(dist.gather(os.uname().nodename)))
     with dist.together():
@@ -89,6 +90,7 @@ def start_pretraining(settled: Settled, peak: Peak, terminal: Terminal, began: f
                 seconds=time.time() - began,
                 **state.counted_samples,
                 **({"checkpoint": found.folder.name} if found else {}),
+                **({"digest": loaded} if loaded else {}),
                 **({"resharded": changed} if changed else {}),
             )
             _record_data(events, state, data, reading, planned)

@@ -35,7 +35,9 @@ class Saves(Protocol):
     """What can be checkpointed: the engine, seen from here."""
 
     def writer(self, *, copy: bool) -> Callable[[Path], Written]: ...
-    def load(self, folder: Path, files: Iterable[str], stored: Mapping[str, str] | None = None) -> None: ...
+    def load(
+        self, folder: Path, files: Iterable[str], stored: Mapping[str, str] | None = None
+    ) -> dict[str, str] | None: ...
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ next launch sets aside what the killed one had no time for. The way of PaLM (htt
 """
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -35,13 +35,21 @@ def read_windows(root: Path) -> list[Window]:
     """Those of a run's `checkpoints` folder. CheckpointError when the file is damaged."""
     path = root / FILE
     try:
-        return [Window(**window) for window in json.loads(path.read_text(encoding="utf-8"))]
+        windows = json.loads(path.read_text(encoding="utf-8"))
+        return [Window(int(window["start"]), int(window["end"]), str(window["reason"])) for window in windows]
     except FileNotFoundError:
         return []
-    except (ValueError, TypeError) as error:
+    except (ValueError, KeyError, TypeError) as error:
         raise CheckpointError(
             f"{path}: cannot be read ({error}): restore it, or remove it to have the run read those samples again"
         ) from error
+
+
+def next_sample(windows: Sequence[Window], position: int, batch: int) -> int:
+    """The first position from `position` on at which `batch` samples are in no window."""
+    while inside := [w.end for w in windows if w.start < position + batch and position < w.end]:
+        position = max(inside)
+    return position
 
 
 class NoTarget(Exception):  # noqa: N818  no error: the run goes on where it is
@@ -73,10 +81,7 @@ class RollBacks:
     windows: list[Window]
 
     def next_sample(self, position: int, batch: int) -> int:
-        """The first position from `position` on at which `batch` samples are in no window."""
-        while inside := [w.end for w in self.windows if w.start < position + batch and position < w.end]:
-            position = max(inside)
-        return position
+        return next_sample(self.windows, position, batch)
 
     def target(self, back: GoBack, tell: Callable[[str, str], None]) -> Found:
         """The newest good checkpoint up to `back.last_step`; an older one when the run was there before, as the fault
