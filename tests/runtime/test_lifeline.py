@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 
 from scaletrain.runtime import pulse
-from scaletrain.runtime.dist import World
 from scaletrain.runtime.lifeline import Lifeline
 from scaletrain.runtime.lines import Clock, Lines
 from scaletrain.runtime.processes import kill_here, process_begun
 from scaletrain.runtime.pulse import Mark, Peer, find_hang
+from scaletrain.runtime.world import World
 from tests.ranks import run_ranks
 
 
