@@ -40,8 +40,9 @@ def _rank(function: Callable[..., Any], rank: int, ranks: int, port: int, result
 
         torch.set_num_threads(1)
         from scaletrain.runtime import dist
+        from scaletrain.runtime.world import World
 
-        dist.start(dist.World(rank=rank, size=ranks, local_rank=rank, local_size=ranks, master_port=port))
+        dist.start(World(rank=rank, size=ranks, local_rank=rank, local_size=ranks, master_port=port))
         results.put((rank, function(*args), None))
     except BaseException:  # noqa: BLE001  sent to the test, which fails with it
         results.put((rank, None, traceback.format_exc()))

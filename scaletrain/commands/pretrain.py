@@ -11,8 +11,11 @@ from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from scaletrain.cluster.env import read_world
 from scaletrain.errors import EXIT_STOPPED, EXIT_USER, ScaleTrainError
+from scaletrain.runtime.exit_report import report_wish
 from scaletrain.runtime.stop import first_launchers
+from scaletrain.runtime.world import World
 
 if TYPE_CHECKING:
     from scaletrain.assemble.settle import Settled
@@ -40,25 +43,26 @@ def main(argv: Sequence[str]) -> int:
     began = time.time()
     first_launchers()
     args = parse(argv)
+    world = World()
     try:
         from scaletrain.config.load import load_recipe
 
+        world = read_world(os.environ)
         load_recipe(args.recipe, args.overrides, args.deepspeed_config)  # before torch: a fault is told in a second
         return _train(args, began)
     except ScaleTrainError as error:
-        _tell_fault(error)
+        _tell_fault(error, world)
         return EXIT_USER
 
 
-def _tell_fault(error: ScaleTrainError) -> None:
+def _tell_fault(error: ScaleTrainError, world: World) -> None:
     """One line a node while the ranks are not joined: another node may have another copy of what is at fault.
 
     The launcher ends the others when the first rank exits: the first of a node speaks at once, and another only if that
     one had no fault and so did not end it.
     """
-    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
-    time.sleep(4 if local_rank else 0)
-    rank = f"rank {os.environ.get('RANK', local_rank)}: " if local_rank else ""
+    time.sleep(4 if world.local_rank else 0)
+    rank = f"rank {world.rank}: " if world.local_rank else ""
     print(f"error: {rank}{error}", file=sys.__stderr__, flush=True)
 
 
@@ -128,6 +132,8 @@ def _train_held(settled: "Settled", terminal: "Terminal", began: float) -> int:
         trainer.records.close()
     for line in farewell(trainer, stopped):
         trainer.records.say(line)
+    if stopped and (trainer.stop.obeyed_file or _is_last_wanted(trainer)):
+        report_wish(stopped)
     return EXIT_STOPPED if stopped else 0
 
 
@@ -185,14 +191,19 @@ def farewell(trainer: "Trainer", stopped: str | None) -> list[str]:
 
     run, where = trainer.recipe.run.dir, step_folder(trainer.saver.root, trainer.state.step)
     if stopped:
-        wanted, again = trainer.recipe.train.stop_at_step, "run the same command to go on"
-        if wanted is not None and trainer.state.step >= wanted:  # the same command would stop again
+        again = "run the same command to go on"
+        if _is_last_wanted(trainer):  # the same command would stop again
             again = "raise train.stop_at_step or leave it out to go on"
         return [f"stopped at step {trainer.state.step:,} ({stopped}); saved in {where}; {again}"]
     return [
         f"done    {trainer.state.step:,} steps, {trainer.state.tokens_seen:,} tokens; saved in {where}",
         f'next    scaletrain generate {run} --prompt "..."   scaletrain export {run} OUT_DIR',
     ]
+
+
+def _is_last_wanted(trainer: "Trainer") -> bool:
+    wanted = trainer.recipe.train.stop_at_step
+    return wanted is not None and trainer.state.step >= wanted
 
 
 def _short(count: int) -> str:

@@ -13,10 +13,11 @@ from typing import IO, Any
 import torch
 
 from scaletrain.errors import ConfigError
-from scaletrain.runtime.dist import World
+from scaletrain.runtime import network
 from scaletrain.runtime.files import TEMPORARY, write_json, write_whole
 from scaletrain.runtime.locks import RUN_LOCK, NoLocksError, try_lock
 from scaletrain.runtime.machine import cores
+from scaletrain.runtime.world import World
 
 _PACKAGES = ("scaletrain", "torch", "deepspeed", "transformers", "tokenizers", "datasets", "numpy")
 
@@ -74,6 +75,7 @@ def environment(world: World, device: torch.device, deepspeed: dict[str, Any]) -
         "cores": cores(),
         "threads": torch.get_num_threads(),
         "world": {"ranks": world.size, "nodes": world.nodes, "ranks_on_node": world.local_size},
+        "network": {name: os.environ.get(name) for name in network.VARIABLES},
         "deepspeed_config": deepspeed,
     }
 

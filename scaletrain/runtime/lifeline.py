@@ -23,6 +23,7 @@ from scaletrain.runtime.hub import STACK_SECONDS, Hub, Watched
 from scaletrain.runtime.lines import Clock, Lines, Message
 from scaletrain.runtime.processes import kill_here, process_begun
 from scaletrain.runtime.pulse import Mark, Peer
+from scaletrain.runtime.world import World
 
 _CONNECT_SECONDS = 10.0
 _VERDICT_SECONDS = 10.0  # that a failed rank waits to be ended
@@ -33,7 +34,7 @@ class Lifeline:
     """This rank's end. `say` prints a line on the terminal, `leave` ends the process with 1."""
 
     def __init__(
-        self, world: dist.World, logs: Path, hang_seconds: float, tell: Callable[[str], None], leave: Callable[[], None]
+        self, world: World, logs: Path, hang_seconds: float, tell: Callable[[str], None], leave: Callable[[], None]
     ) -> None:
         self._watched = Watched(logs, hang_seconds, self.say, leave)
         self._world, self._tell = world, tell

@@ -84,7 +84,8 @@ def test_a_defect_ends_its_rank_at_once_without_waiting_for_the_others() -> None
 
 ORPHAN = """
 from scaletrain.runtime import dist
-dist.start(dist.World(rank=1, size=2, local_rank=1, local_size=2, master_port=PORT))
+from scaletrain.runtime.world import World
+dist.start(World(rank=1, size=2, local_rank=1, local_size=2, master_port=PORT))
 """
 
 
@@ -107,8 +108,9 @@ from datetime import timedelta
 import torch
 from torch import distributed
 from scaletrain.runtime import dist
+from scaletrain.runtime.world import World
 rank, port = int(sys.argv[1]), int(sys.argv[2])
-dist.start(dist.World(rank=rank, size=2, local_rank=rank, local_size=2, master_port=port), timedelta(seconds=3))
+dist.start(World(rank=rank, size=2, local_rank=rank, local_size=2, master_port=port), timedelta(seconds=3))
 group = distributed.new_group()  # without a time, as DeepSpeed makes its own
 if rank == 1:
     time.sleep(60)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from scaletrain.runtime.exit_report import EXIT_FILE, read_exits, report_exit
+from scaletrain.runtime.exit_report import EXIT_FILE, read_exits, report_exit, report_wish
 from scaletrain.runtime.grace import Grace
 from scaletrain.runtime.launch import Launch, cause_of_death
 from scaletrain.runtime.processes import after, kill_group, marked, process_begun
@@ -162,6 +162,8 @@ def test_ranks_report_how_they_ended(tmp_path: Path, monkeypatch: pytest.MonkeyP
         monkeypatch.setenv(EXIT_FILE, str(file))
         monkeypatch.setenv("RANK", rank)
         assert report_exit(code) == code
+    report_wish("wanted")
+    assert file.read_text().endswith("\nwish wanted\n")
     with file.open("a", encoding="utf-8") as torn:
         torn.write("2")
     assert read_exits(file) == {1: 75, 0: 2}

@@ -16,12 +16,12 @@ import pytest
 from scaletrain.runtime import hub as hub_module
 from scaletrain.runtime import lifeline as lifeline_module
 from scaletrain.runtime import pulse
-from scaletrain.runtime.dist import World
 from scaletrain.runtime.hub import Hub, Watched
 from scaletrain.runtime.lifeline import Lifeline
 from scaletrain.runtime.lines import Clock, Lines
 from scaletrain.runtime.processes import kill_here, process_begun
 from scaletrain.runtime.pulse import Mark, Peer, find_hang
+from scaletrain.runtime.world import World
 from tests.ranks import run_ranks
 
 
