@@ -32,6 +32,12 @@ class Batch:
     def ranks(self) -> int:
         return self.nodes * self.ranks_per_node
 
+    @property
+    def limit(self) -> str:
+        """HH:MM:SS."""
+        minutes, seconds = divmod(self.limit_seconds, 60)
+        return f"{minutes // 60:02d}:{minutes % 60:02d}:{seconds:02d}"
+
 
 @dataclass(frozen=True)
 class Told:
@@ -121,7 +127,6 @@ def _quoted(path: Path) -> str:
 
 
 def _options(batch: Batch) -> dict[str, str]:
-    hours, rest = divmod(batch.limit_seconds, 3600)
     found = {
         "job-name": batch.name,
         "chdir": str(batch.workdir),
@@ -130,7 +135,7 @@ def _options(batch: Batch) -> dict[str, str]:
         "nodes": str(batch.nodes),
         "ntasks-per-node": str(batch.ranks_per_node),
         "gpus-per-node": str(batch.gpus_per_node) if batch.gpus_per_node else "",
-        "time": f"{hours:02d}:{rest // 60:02d}:{rest % 60:02d}",
+        "time": batch.limit,
         "signal": f"USR1@{batch.signal_seconds}",  # to the ranks, not to the batch shell
         **batch.options,
         "array": batch.array or "",

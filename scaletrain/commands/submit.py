@@ -116,7 +116,7 @@ def _submit(root: Path, plan: JobPlan) -> None:
     each = f"{_counted(len(plan.runs), 'run')} of " if task is not None else ""
     size = f"{_counted(batch.nodes, 'node')} x {_counted(batch.ranks_per_node, 'rank')}"
     micro = f"micro-batch {run.batch.micro_batch} x {run.batch.accumulation}"
-    limits = f"{batch.limit_seconds / 3600:.3g} h a launch, told to save {batch.signal_seconds} s before"
+    limits = f"{batch.limit} a launch, told to save {batch.signal_seconds} s before"
     log = plan.log_of(job, task)
     log = log.with_name(f"{job}_*.log") if task is not None else log
     print(
