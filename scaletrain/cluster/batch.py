@@ -99,7 +99,7 @@ def body_of(path: Path) -> str:
 
 def job_script(batch: Batch, told: Told, body: str) -> str:
     """The whole script. ClusterError when an option cannot stand in it."""
-    task = "$SLURM_ARRAY_TASK_ID" if batch.array else None
+    task = '"$SLURM_ARRAY_TASK_ID"' if batch.array else None
     variables = {name: shlex.quote(value) for name, value in told.variables.items()}
     variables["SCALETRAIN_CANCELLED"] = _quoted(told.cancelled(task))
     lines = [

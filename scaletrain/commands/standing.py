@@ -54,10 +54,14 @@ class Standing:
         return None if self.submission is None else Path(os.path.normpath(self.folder / self.submission.log))
 
 
+def is_run(folder: Path) -> bool:
+    """Whether a run was begun or submitted in the folder."""
+    return any((folder / name).exists() for name in ("events.jsonl", "checkpoints", "submit/job.json"))
+
+
 def find_runs(folder: Path) -> list[Path]:
     """The folder itself, if it is a run's, or the runs of a sweep's folder. ConfigError for anything else."""
-    is_run = any((folder / name).exists() for name in ("events.jsonl", "checkpoints", "submit/job.json"))
-    if is_run:
+    if is_run(folder):
         return [folder]
     if not (runs := submission.submitted_below(folder)):
         raise ConfigError(f"{folder} is no run and no sweep: give the run.dir of one that was begun or submitted")

@@ -6,13 +6,13 @@ from typing import Annotated
 
 import typer
 
-from scaletrain.cluster import slurm
+from scaletrain.cluster import slurm, submission
 from scaletrain.cluster.batch import Batch, limit_seconds, set_options, signal_seconds
 from scaletrain.commands.checked_recipe import CheckedRecipe, check_recipe, check_sweep
 from scaletrain.commands.job_plan import JobPlan, Runs, missing_data, plan_job
-from scaletrain.commands.standing import Standing, read_standings, total_steps
+from scaletrain.commands.standing import Standing, is_run, read_standings, total_steps
 from scaletrain.config.sweep import load_sweep
-from scaletrain.errors import ClusterError
+from scaletrain.errors import ClusterError, ConfigError
 
 _SBATCH = "Given to sbatch as it is"
 
@@ -83,11 +83,20 @@ def submit(
         print(plan_job(root, runs, batch, image=image, most_at_once=max_parallel).script, end="")
         return
     slurm.check_sbatch()
+    _check_kind(root, is_sweep=array is not None)
     runs = _to_train(runs)
     if not runs:
         print(f"{root}: all runs of the sweep are done")
         return
     _submit(root, plan_job(root, runs, batch, image=image, most_at_once=max_parallel))
+
+
+def _check_kind(root: Path, *, is_sweep: bool) -> None:
+    """A folder is a run's or a sweep's: what asks after it later has to know which. ConfigError if it is the other."""
+    if is_sweep and is_run(root):
+        raise ConfigError(f"run.dir={root} is the folder of a run: choose another for the sweep")
+    if not is_sweep and submission.submitted_below(root):
+        raise ConfigError(f"run.dir={root} is the folder of a sweep: choose another for the run")
 
 
 def _to_train(runs: Runs) -> Runs:
@@ -111,7 +120,6 @@ def _is_done(run: CheckedRecipe, standing: Standing) -> bool:
 
 def _submit(root: Path, plan: JobPlan) -> None:
     job = slurm.submit(plan.write(), set_options(plan.batch))
-    plan.note(job)
     batch, (task, run) = plan.batch, next(iter(plan.runs.items()))
     each = f"{_counted(len(plan.runs), 'run')} of " if task is not None else ""
     size = f"{_counted(batch.nodes, 'node')} x {_counted(batch.ranks_per_node, 'rank')}"
@@ -123,6 +131,7 @@ def _submit(root: Path, plan: JobPlan) -> None:
         f"job     {job}: {each}{size}, {micro}, {limits}\n"
         f"log     {log}\nwatch   scaletrain status {root}\nstop    scaletrain cancel {root}"
     )
+    plan.note(job)  # last: whatever happens to the disk, the number has been said
 
 
 def _counted(number: int, noun: str) -> str:

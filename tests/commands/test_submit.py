@@ -143,9 +143,9 @@ def test_a_dry_run_of_a_sweep_on_128_nodes_in_a_container(folder: Path) -> None:
 
 export SCALETRAIN_SCRIPT=/clone/launch/pretrain.py
 export SCALETRAIN_PYTHON='apptainer exec --nv --bind /work,/clone --pwd /work gpt.sif python'
-export SCALETRAIN_CANCELLED=/work/runs/gpt/submit/0001/cancelled-$SLURM_ARRAY_TASK_ID
+export SCALETRAIN_CANCELLED=/work/runs/gpt/submit/0001/cancelled-"$SLURM_ARRAY_TASK_ID"
 if [ -e "$SCALETRAIN_CANCELLED" ]; then exit 75; fi # while the job waited or began
-set -- /work/runs/gpt/submit/0001/recipe-$SLURM_ARRAY_TASK_ID.yaml
+set -- /work/runs/gpt/submit/0001/recipe-"$SLURM_ARRAY_TASK_ID".yaml
 """
     )
 
@@ -298,6 +298,16 @@ def test_a_run_that_is_queued_or_running_is_not_submitted_again(folder: Path, sl
     )
     slurm.queue("4711|COMPLETED|None|N/A|")
     assert submit("--time", "90").code == 0
+    assert len(slurm.calls("sbatch")) == 2
+
+
+def test_a_folder_is_a_runs_or_a_sweeps(folder: Path, slurm: FakeSlurm) -> None:
+    assert submit("--time", "90", "run.dir=a").code == 0
+    done = submit("--time", "90", "--array", "sweep.yaml", "run.dir=a")
+    assert (done.code, done.err) == (2, "error: run.dir=a is the folder of a run: choose another for the sweep\n")
+    assert submit("--time", "90", "--array", "sweep.yaml", "run.dir=b").code == 0
+    done = submit("--time", "90", "run.dir=b")
+    assert (done.code, done.err) == (2, "error: run.dir=b is the folder of a sweep: choose another for the run\n")
     assert len(slurm.calls("sbatch")) == 2
 
 
