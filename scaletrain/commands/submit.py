@@ -1,5 +1,6 @@
 """`scaletrain submit`: a recipe, or a sweep of it, as a SLURM job that comes back until it is done."""
 
+import shlex
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -107,7 +108,7 @@ def _to_train(runs: Runs) -> Runs:
             job = "" if standing.submission is None else f" (job {standing.submission.job})"
             raise ClusterError(
                 f"run.dir={folder} is {standing.state} already{job}: wait for it, choose another run.dir, or end it: "
-                f"scaletrain cancel {folder}"
+                f"scaletrain cancel {shlex.quote(str(folder))}"
             )
     return {task: run for task, run in runs.items() if task is None or not _is_done(run, standings[run.folder])}
 
@@ -120,6 +121,7 @@ def _is_done(run: CheckedRecipe, standing: Standing) -> bool:
 
 def _submit(root: Path, plan: JobPlan) -> None:
     job = slurm.submit(plan.write(), set_options(plan.batch))
+    folder = shlex.quote(str(root))
     batch, (task, run) = plan.batch, next(iter(plan.runs.items()))
     each = f"{_counted(len(plan.runs), 'run')} of " if task is not None else ""
     size = f"{_counted(batch.nodes, 'node')} x {_counted(batch.ranks_per_node, 'rank')}"
@@ -129,7 +131,7 @@ def _submit(root: Path, plan: JobPlan) -> None:
     log = log.with_name(f"{job}_*.log") if task is not None else log
     print(
         f"job     {job}: {each}{size}, {micro}, {limits}\n"
-        f"log     {log}\nwatch   scaletrain status {root}\nstop    scaletrain cancel {root}"
+        f"log     {log}\nwatch   scaletrain status {folder}\nstop    scaletrain cancel {folder}"
     )
     plan.note(job)  # last: whatever happens to the disk, the number has been said
 

@@ -156,6 +156,12 @@ def test_the_body_is_that_of_the_shipped_file(folder: Path) -> None:
     assert submit("--time", "90", "--dry-run").out.endswith(body)
 
 
+@pytest.mark.parametrize("name", ["SCRIPT", "PYTHON", "SRUN", "CANCELLED"])
+def test_the_body_reads_what_the_header_tells(name: str) -> None:
+    shipped = (ROOT / "slurm" / "pretrain.sbatch").read_text()
+    assert f"SCALETRAIN_{name}" in shipped[shipped.index("\nset -euo pipefail\n") :]
+
+
 def test_a_recipe_is_submitted_and_what_to_watch_is_said(folder: Path, slurm: FakeSlurm) -> None:
     done = submit("--time", "24:00:00", "--nodes", "2", "--gpus-per-node", "8", "optim.lr=0.01")
     assert (done.code, done.err) == (0, "")
@@ -306,9 +312,10 @@ def test_a_folder_is_a_runs_or_a_sweeps(folder: Path, slurm: FakeSlurm) -> None:
     done = submit("--time", "90", "--array", "sweep.yaml", "run.dir=a")
     assert (done.code, done.err) == (2, "error: run.dir=a is the folder of a run: choose another for the sweep\n")
     assert submit("--time", "90", "--array", "sweep.yaml", "run.dir=b").code == 0
+    assert "stop    scaletrain cancel 'c d'\n" in submit("--time", "90", "run.dir=c d").out
     done = submit("--time", "90", "run.dir=b")
     assert (done.code, done.err) == (2, "error: run.dir=b is the folder of a sweep: choose another for the run\n")
-    assert len(slurm.calls("sbatch")) == 2
+    assert len(slurm.calls("sbatch")) == 3
 
 
 def test_what_slurm_refuses_leaves_the_script_to_look_at(folder: Path, slurm: FakeSlurm) -> None:
