@@ -105,7 +105,7 @@ def _to_train(runs: Runs) -> Runs:
     standings = {standing.folder: standing for standing in read_standings([run.folder for run in runs.values()])}
     for folder, standing in standings.items():
         if standing.is_live:
-            job = "" if standing.submission is None else f" (job {standing.submission.job})"
+            job = "" if standing.job is None else f" (job {standing.job.name})"
             raise ClusterError(
                 f"run.dir={folder} is {standing.state} already{job}: wait for it, choose another run.dir, or end it: "
                 f"scaletrain cancel {shlex.quote(str(folder))}"
@@ -121,6 +121,14 @@ def _is_done(run: CheckedRecipe, standing: Standing) -> bool:
 
 def _submit(root: Path, plan: JobPlan) -> None:
     job = slurm.submit(plan.write(), set_options(plan.batch))
+    try:
+        plan.note(job)
+    finally:  # a full disk or a closed terminal keeps neither from being done
+        print(_summary(root, plan, job))
+
+
+def _summary(root: Path, plan: JobPlan, job: str) -> str:
+    """What was submitted, and what to do next."""
     folder = shlex.quote(str(root))
     batch, (task, run) = plan.batch, next(iter(plan.runs.items()))
     each = f"{_counted(len(plan.runs), 'run')} of " if task is not None else ""
@@ -129,11 +137,10 @@ def _submit(root: Path, plan: JobPlan) -> None:
     limits = f"{batch.limit} a launch, told to save {batch.signal_seconds} s before"
     log = plan.log_of(job, task)
     log = log.with_name(f"{job}_*.log") if task is not None else log
-    print(
+    return (
         f"job     {job}: {each}{size}, {micro}, {limits}\n"
         f"log     {log}\nwatch   scaletrain status {folder}\nstop    scaletrain cancel {folder}"
     )
-    plan.note(job)  # last: whatever happens to the disk, the number has been said
 
 
 def _counted(number: int, noun: str) -> str:

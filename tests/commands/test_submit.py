@@ -4,6 +4,7 @@ import json
 import os
 import re
 import shlex
+import subprocess
 import sys
 from pathlib import Path
 
@@ -328,6 +329,23 @@ def test_what_slurm_refuses_leaves_the_script_to_look_at(folder: Path, slurm: Fa
         f"is {own}/0001/job.sbatch\n"
     )
     assert not (own / "job.json").exists()
+
+
+def test_a_job_is_said_and_noted_whatever_becomes_of_the_disk_or_the_terminal(
+    folder: Path, slurm: FakeSlurm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slurm.answers("sbatch", "4711\n", more=f"mkdir {folder}/runs/gpt/submit/job.json")  # in the way of the note
+    done = submit("--time", "90")
+    assert (done.code, done.out[:13]) == (2, "job     4711:")
+    assert "choose another path" in done.err
+    slurm.answers("sbatch", "4712\n")
+    program = "import sys; from scaletrain.cli import main; main()"
+    command = (
+        f"{shlex.join([sys.executable, '-u', '-c', program, 'submit', 'recipe.yaml', '--time', '90', 'run.dir=b'])}"
+    )
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    subprocess.run(["bash", "-c", f"{command} | true"], check=True, stderr=subprocess.DEVNULL)
+    assert json.loads((folder / "b" / "submit" / "job.json").read_text())["job"] == "4712"
 
 
 def test_without_slurm_only_a_dry_run_works(folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
