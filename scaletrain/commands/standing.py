@@ -100,13 +100,12 @@ def _state(run: Path, sub: Submission | None, job: Job | None, events: Sequence[
         return "running", "" if has_begun else "starting"
     if is_over:
         return ("done", "") if last["event"] == "end" else ("stopped", str(last.get("reason", "")))
-    if not has_begun and sub is not None and ((run / sub.cancelled).exists() or _is_cancelled(job)):
+    is_cancelled = job is not None and job.state == "CANCELLED"
+    if not has_begun and sub is not None and (is_cancelled or (run / sub.cancelled).exists()):
         return "stopped", "cancelled before it began"
+    if is_cancelled:
+        return "stopped", "cancelled"
     return "failed", _reason(run, sub, job)
-
-
-def _is_cancelled(job: Job | None) -> bool:
-    return job is not None and job.state == "CANCELLED"
 
 
 def _reason(run: Path, sub: Submission | None, job: Job | None) -> str:

@@ -74,6 +74,12 @@ def test_a_job_that_slurm_has_forgotten_is_told_by_its_folder(run: MadeRun, slur
     assert (told(run)["state"], told(run)["job"]) == ("done", "12")
 
 
+def test_a_job_that_was_cancelled_as_it_waited_to_go_on(run: MadeRun, slurm: FakeSlurm) -> None:
+    run.submitted("12").event("start", 0).event("checkpoint", 300).logged(302).saved(300)
+    slurm.queue("12|CANCELLED|BeginTime|N/A|")
+    assert (told(run)["state"], told(run)["step"]) == ("stopped (cancelled)", "302 of 2,000, saved up to 300")
+
+
 def test_only_what_came_after_a_submission_is_of_its_job(run: MadeRun, slurm: FakeSlurm) -> None:
     run.submitted("12").event("start", 0).logged(50).event("stop", 50, reason="SIGTERM")
     assert told(run)["state"] == "stopped (SIGTERM)"
