@@ -76,7 +76,7 @@ def _outcome(before: Standing, now: Standing) -> tuple[str, bool]:
     number = before.submission.job if before.submission is not None and before.job is not None else None
     name = f"{now.folder} (job {number})" if number is not None else str(now.folder)
     if now.is_live:
-        at_once = f", or `scancel {number}`, which does not save" if number is not None else ""
+        at_once = f", or `scancel {number}`, which waits for no save" if number is not None else ""
         return f"{name} still runs: it saves and ends as it was asked to; wait longer (--wait){at_once}", False
     (now.folder / "stop").unlink(missing_ok=True)  # one that came too late would make the next launch wonder
     if now.event is not None and now.event["event"] in ("stop", "end"):

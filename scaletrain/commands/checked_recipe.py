@@ -44,11 +44,6 @@ def check_recipe(path: Path, overrides: Sequence[str], deepspeed_config: str | N
     check_keys(preset, recipe.deepspeed)
     recipe = settle(recipe, preset)
     engine = engine_config(recipe, preset, ranks=ranks, precision=recipe.train.precision or "bf16")
-    if recipe.train.stop_at_step is not None:
-        raise ConfigError(
-            f"{path}: train.stop_at_step={recipe.train.stop_at_step} ends a job as a time limit does, so that it would "
-            "come back for ever: leave it out, or set train.max_steps instead"
-        )
     sizes = ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps")
     return CheckedRecipe(recipe, preset, BatchPlan(*(engine[size] for size in sizes)))
 

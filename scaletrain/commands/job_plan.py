@@ -57,10 +57,10 @@ def plan_job(
     """`root`: the run's folder, or the sweep's."""
     folder = submission.next_folder(root.absolute())
     tasks = [task for task in runs if task is not None]
-    script = find_script((SOURCE_TREE, Path.cwd())).absolute()
-    variables = {"SCALETRAIN_SCRIPT": str(script), "SCALETRAIN_PYTHON": sys.executable}
+    home = find_script((SOURCE_TREE, Path.cwd())).absolute().parents[1]
+    variables = {"SCALETRAIN_HOME": str(home), "SCALETRAIN": str(Path(sys.executable).with_name("scaletrain"))}
     if image is not None:
-        places = _outermost([batch.workdir, script.parents[1], root.absolute(), *_local_data(runs)])
+        places = _outermost([batch.workdir, home, root.absolute(), *_local_data(runs)])
         variables |= container(image, places, batch.workdir, gpus=batch.gpus_per_node > 0)
     comments = [
         f"Written by scaletrain {__version__}: {shlex.join(['scaletrain', *sys.argv[1:]])}",

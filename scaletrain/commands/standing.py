@@ -1,6 +1,7 @@
 """Where a run stands: what SLURM says of its job, and what its folder tells, also when SLURM does not know it."""
 
 import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -157,9 +158,11 @@ def _last_metrics(path: Path) -> dict[str, Any] | None:
 
 
 def _last_lines(path: Path) -> list[str]:
+    """Without the ranks' numbers that srun --label puts before them."""
     with path.open("rb") as file:
         file.seek(max(0, path.stat().st_size - _TAIL_BYTES))
-        return file.read().decode("utf-8", errors="replace").splitlines()
+        lines = file.read().decode("utf-8", errors="replace").splitlines()
+    return [re.sub(r"^ *\d+: ", "", line) for line in lines]
 
 
 def _is_held(lock: Path) -> bool:

@@ -111,7 +111,7 @@ def test_the_wait_for_a_save_has_an_end(tmp_path: Path, slurm: FakeSlurm) -> Non
     assert (done.code, done.out) == (1, "")
     assert done.err == (
         f"error: {run.folder} (job 12) still runs: it saves and ends as it was asked to; wait longer (--wait), or "
-        "`scancel 12`, which does not save\n"
+        "`scancel 12`, which waits for no save\n"
     )
     assert (run.folder / "stop").exists()
 

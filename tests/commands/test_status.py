@@ -84,7 +84,7 @@ def test_only_what_came_after_a_submission_is_of_its_job(run: MadeRun, slurm: Fa
     run.submitted("12").event("start", 0).logged(50).event("stop", 50, reason="SIGTERM")
     assert told(run)["state"] == "stopped (SIGTERM)"
     run.submitted("13").said(
-        "srun: x", "error: dataset data is not a folder: make it", "srun: error: n1: task 0: exit 2"
+        "srun: x", " 0: error: dataset data is not a folder: make it", "srun: error: n1: task 0: exit 2"
     )
     assert told(run)["state"] == "failed (dataset data is not a folder: make it)"
     assert told(run)["log"] == f"{run.folder}/submit/0002/13.log"
