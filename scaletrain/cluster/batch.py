@@ -41,7 +41,7 @@ class Batch:
 
 @dataclass(frozen=True)
 class Told:
-    """What a job gets by its script: recipe, DeepSpeed file, the file that keeps it from going on, and variables.
+    """What a job gets by its script: recipe, DeepSpeed file, the file that keeps it from training, and variables.
 
     The files lie in `folder`; in an array each task has its own.
     """
@@ -57,7 +57,7 @@ class Told:
         return self.folder / ("deepspeed.json" if task is None else f"deepspeed-{task}.json")
 
     def cancelled(self, task: int | str | None = None) -> Path:
-        """When it exists, the job does not train and is not put back into the queue."""
+        """When it exists, a launch that begins ends at once."""
         return self.folder / ("cancelled" if task is None else f"cancelled-{task}")
 
 

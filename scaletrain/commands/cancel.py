@@ -30,7 +30,7 @@ def cancel(
         return
     for standing in before:
         if standing.submission is not None and standing.job is not None:
-            (standing.folder / standing.submission.cancelled).touch()  # the job's script looks for it
+            (standing.folder / standing.submission.cancelled).touch()  # for a launch that begins meanwhile
     left = _wait_for_ends(before, wait)
     told = [_outcome(standing, left[standing.folder]) for standing in before]
     for line, is_well in told:
