@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from scaletrain.data.shards import Dataset, open_dataset
+from scaletrain.runtime.ports import free_port
 from tests.fake_slurm import FakeSlurm
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -78,11 +79,11 @@ def write_recipe(folder: Path, dataset: Dataset, run: Path) -> Path:
 
 def pretrain(recipe: Path, *overrides: str, ranks: int = 1, launcher: str = "python") -> Done:
     """Runs launch/pretrain.py as its users do."""
-    script = ["launch/pretrain.py", str(recipe), *overrides]
+    script, port = ["launch/pretrain.py", str(recipe), *overrides], f"--master_port={free_port()}"
     programs: dict[str, Sequence[str]] = {
         "python": script,
         "torchrun": ["-m", "torch.distributed.run", f"--nproc_per_node={ranks}", "--standalone", *script],
-        "deepspeed": ["-m", "deepspeed.launcher.runner", "--quiet", f"--num_gpus={ranks}", *script],
+        "deepspeed": ["-m", "deepspeed.launcher.runner", "--quiet", f"--num_gpus={ranks}", port, *script],
     }
     return run_program(*programs[launcher])
 

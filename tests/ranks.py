@@ -3,17 +3,16 @@
 import multiprocessing as mp
 import os
 import queue
-import socket
 import traceback
 from collections.abc import Callable
 from typing import Any
 
+from scaletrain.runtime.ports import free_port
+
 
 def run_ranks(function: Callable[..., Any], ranks: int, *args: Any, seconds: float = 120) -> list[Any]:
     """What `function(*args)` returned on each rank. It must be importable; a failure of any rank fails the test."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     context = mp.get_context("spawn")
     results: Any = context.Queue()
     processes = [context.Process(target=_rank, args=(function, r, ranks, port, results, args)) for r in range(ranks)]

@@ -3,6 +3,7 @@
 import os
 import time
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 
 from scaletrain.assemble.settle import Settled
@@ -14,11 +15,12 @@ from scaletrain.data.reader import raise_open_files
 from scaletrain.data.rows import Rows
 from scaletrain.data.run_data import RunData
 from scaletrain.data.training_data import Reading
-from scaletrain.engine import checkpoint, roll_back, run_folder
+from scaletrain.engine import checkpoint, run_folder
 from scaletrain.engine.checkpoint import Found
 from scaletrain.engine.engine import Engine
 from scaletrain.engine.plan import Plan
 from scaletrain.engine.records import Records
+from scaletrain.engine.roll_back import open_roll_backs
 from scaletrain.engine.saver import Saver
 from scaletrain.engine.state import RunState
 from scaletrain.engine.trainer import Trainer
@@ -47,6 +49,7 @@ def start_pretraining(settled: Settled, peak: Peak, terminal: Terminal, began: f
     raise_open_files()
     events = Events(folder / "events.jsonl" if first else None, world.rank)
     progress = RunProgress(terminal.out if first else None)
+    roll_backs = open_roll_backs(root, recipe.guard.max_roll_backs, partial(_tell_bad, events, progress))
     with dist.together():
         found = _resume_point(settled, events, progress)
     state = found.state if found is not None else RunState()
@@ -59,7 +62,6 @@ def start_pretraining(settled: Settled, peak: Peak, terminal: Terminal, began: f
         position = checkpoint.read_position(found) if found is not None else None
         source = RunSource(settled, data, reading, position)
         wanted, limit, plan = settled.plan(state), source.limit(state), source.plan(state)
-    windows = roll_back.share_windows(root)
     best = dist.gather(checkpoint.read_best(root))[0]
     planned = reading.planned(plan.total_samples)
     _tell_plan(progress, plan, data, planned, wanted.total_steps)
@@ -72,8 +74,9 @@ def start_pretraining(settled: Settled, peak: Peak, terminal: Terminal, began: f
     )
     _check_best(recipe.checkpoint, task, validation)
     engine = Engine(task, settled.deepspeed, recipe.optim, device)
+    loaded = None
     if found is not None:
-        engine.load(found.folder, found.manifest["files"], found.manifest.get("digest"))
+        loaded = engine.load(found.folder, found.manifest["files"], found.manifest.get("digest"))
     changed = checkpoint.changed_layout(found, settled.identity) if found is not None else None
     hosts = sorted(set(dist.gather(os.uname().nodename)))
     with dist.together():
@@ -87,6 +90,7 @@ def start_pretraining(settled: Settled, peak: Peak, terminal: Terminal, began: f
                 seconds=time.time() - began,
                 **state.counted_samples,
                 **({"checkpoint": found.folder.name} if found else {}),
+                **({"digest": loaded} if loaded else {}),
                 **({"resharded": changed} if changed else {}),
             )
             _record_data(events, state, data, reading, planned)
@@ -118,10 +122,16 @@ def start_pretraining(settled: Settled, peak: Peak, terminal: Terminal, began: f
         ),
         records=records,
         saver=saver,
-        watch=Watch(recipe, records, found.manifest.get("guard", {}) if found is not None else {}),
+        watch=Watch(
+            recipe,
+            records,
+            found.manifest.get("guard", {}) if found is not None else {},
+            state.samples_seen,
+            [segment["start"] for segment in reading.record.get("segments", [])],
+        ),
         stop=_listen_for_stops(folder, progress, began),
         state=state,
-        windows=windows,
+        roll_backs=roll_backs,
         evaluated_step=evaluated,
     )
 
@@ -167,8 +177,7 @@ def _resume_point(settled: Settled, events: Events, progress: RunProgress) -> Fo
     damaged: dict[str, str] = {}
     found = checkpoint.newest_good(root, damaged.__setitem__)
     for name, why in damaged.items():
-        events.write("bad_checkpoint", 0, checkpoint=name, reason=why)
-        progress.say(f"passed over {name}: {why}")
+        _tell_bad(events, progress, name, why)
     if found is None:
         return None
     if settled.recipe.checkpoint.resume == "never":
@@ -180,6 +189,11 @@ def _resume_point(settled: Settled, events: Events, progress: RunProgress) -> Fo
     if settled.world.is_first:
         checkpoint.set_aside(root, list(damaged))
     return found
+
+
+def _tell_bad(events: Events, progress: RunProgress, name: str, why: str) -> None:
+    events.write("bad_checkpoint", 0, checkpoint=name, reason=why)
+    progress.say(f"passed over {name}: {why}")
 
 
 def _begin_records(settled: Settled, state: RunState) -> list[Sink]:

@@ -10,7 +10,7 @@ import typer
 
 from scaletrain.cluster import slurm
 from scaletrain.commands.standing import Standing, find_runs, read_standings
-from scaletrain.commands.supervise import newest_step
+from scaletrain.commands.supervised_folder import newest_step
 
 _POLL_SECONDS = 2.0
 

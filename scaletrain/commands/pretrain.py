@@ -3,6 +3,7 @@
 import argparse
 import errno
 import os
+import socket
 import sys
 import time
 from collections.abc import Sequence
@@ -93,12 +94,13 @@ def _train(args: argparse.Namespace, began: float) -> int:
     try:
         return _train_held(settled, terminal, began)
     except ScaleTrainError as error:
-        return _end_with_fault(str(error), settled, terminal)
+        return _end_with_fault(error, str(error), line, settled, terminal)
     except OSError as error:
         if error.errno not in DISK_FAULTS:
             return _end_with_crash(error, line, settled, terminal)
         remedy = "free space there and run the same command again; it goes on from the last checkpoint"
-        return _end_with_fault(f"{error.filename or folder}: {error.strerror}: {remedy}", settled, terminal)
+        message = f"{error.filename or folder}: {error.strerror}: {remedy}"
+        return _end_with_fault(error, message, line, settled, terminal)
     except Exception as error:  # noqa: BLE001  told with rank, host and log, then the process ends with 1
         return _end_with_crash(error, line, settled, terminal)
     finally:
@@ -139,10 +141,18 @@ def _end_with_crash(error: Exception, line: "Lifeline", settled: "Settled", term
     return 1
 
 
-def _end_with_fault(message: str, settled: "Settled", terminal: "Terminal") -> int:
-    if settled.world.is_first:
-        print(f"error: {message}", file=terminal.err, flush=True)
-    return EXIT_USER
+def _end_with_fault(error: Exception, message: str, line: "Lifeline", settled: "Settled", terminal: "Terminal") -> int:
+    """What all ranks have met rank 0 tells, and the user mends. What one rank alone has met is its machine's: the
+    lifeline names the rank and ends all, unless there is none."""
+    from scaletrain.runtime.dist import is_shared
+
+    rank = settled.world.rank
+    if is_shared(error) or line.fail(error, message):
+        if rank == 0:
+            print(f"error: {message}", file=terminal.err, flush=True)
+        return EXIT_USER
+    print(f"error: rank {rank} on {socket.gethostname()}: {message}", file=terminal.err, flush=True)
+    return 1
 
 
 def header(settled: "Settled", peak: "Peak") -> list[str]:

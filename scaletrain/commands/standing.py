@@ -12,13 +12,13 @@ from pydantic import ValidationError
 from scaletrain.cluster import submission
 from scaletrain.cluster.slurm import Job, find_jobs
 from scaletrain.cluster.submission import Submission
+from scaletrain.commands.supervised_folder import EVENTS, METRICS, holder
 from scaletrain.config.schema import Recipe
 from scaletrain.config.strict_yaml import parse_yaml
 from scaletrain.engine.plan import plan_run
 from scaletrain.engine.state import RunState
 from scaletrain.errors import ConfigError
 from scaletrain.runtime.launch import told_cause
-from scaletrain.runtime.locks import NoLocksError, try_lock
 from scaletrain.track.sinks import last_line, read_lines
 
 _TAIL_BYTES = 1 << 16
@@ -57,7 +57,7 @@ class Standing:
 
 def is_run(folder: Path) -> bool:
     """Whether a run was begun or submitted in the folder."""
-    return any((folder / name).exists() for name in ("events.jsonl", "checkpoints", "submit/job.json"))
+    return any((folder / name).exists() for name in (EVENTS, "checkpoints", "submit/job.json"))
 
 
 def find_runs(folder: Path) -> list[Path]:
@@ -77,8 +77,8 @@ def read_standings(runs: Sequence[Path]) -> list[Standing]:
 
 
 def _standing(run: Path, sub: Submission | None, job: Job | None) -> Standing:
-    events = _events_since(run / "events.jsonl", sub.events_bytes if sub is not None else 0)
-    metrics = _last_metrics(run / "metrics.jsonl")
+    events = _events_since(run / EVENTS, sub.events_bytes if sub is not None else 0)
+    metrics = _last_metrics(run / METRICS)
     event = events[-1] if events else None
     state, why = _state(run, sub, job, events)
     return Standing(
@@ -97,7 +97,7 @@ def _state(run: Path, sub: Submission | None, job: Job | None, events: Sequence[
         why = ", ".join(text for text in (job.reason, expected) if text)
         return "requeued" if has_begun or job.state != "PENDING" else "queued", why
     is_over = last.get("event") in ("stop", "end")
-    if (job is not None and job.is_live) or _is_held(run / ".lock"):
+    if (job is not None and job.is_live) or holder(run) is not None:
         return "running", "" if has_begun else "starting"
     if is_over:
         return ("done", "") if last["event"] == "end" else ("stopped", str(last.get("reason", "")))
@@ -163,12 +163,3 @@ def _last_lines(path: Path) -> list[str]:
         file.seek(max(0, path.stat().st_size - _TAIL_BYTES))
         lines = file.read().decode("utf-8", errors="replace").splitlines()
     return [re.sub(r"^ *\d+: ", "", line) for line in lines]
-
-
-def _is_held(lock: Path) -> bool:
-    """Whether a live process trains in the folder, as far as the file system's locks tell."""
-    try:
-        with lock.open("rb") as file:
-            return not try_lock(file.fileno(), shared=True)
-    except (FileNotFoundError, NotADirectoryError, NoLocksError):
-        return False

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from scaletrain.commands.standing import Standing, find_runs, read_standings
-from scaletrain.commands.supervise import newest_step
+from scaletrain.commands.supervised_folder import newest_step
 
 
 def status(

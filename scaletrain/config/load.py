@@ -89,6 +89,12 @@ def _guard_problems(recipe: Recipe) -> Iterator[str]:
     for name in ("on_spike", "on_nonfinite"):
         if getattr(recipe.guard, name) == "roll_back" and recipe.data.source == "huggingface":
             yield f"guard.{name}=roll_back needs prepared data, a live source is read once: choose another policy"
+    kept = recipe.checkpoint
+    if recipe.guard.on_spike == "roll_back" and kept.keep_last == 1 and not kept.keep_every_steps:
+        yield (
+            "guard.on_spike=roll_back with checkpoint.keep_last=1: the one checkpoint may be of the spike itself: set "
+            "checkpoint.keep_last=2 or more"
+        )
 
 
 def recipe_problems(recipe: Recipe) -> list[str]:

@@ -182,7 +182,7 @@ class Train(Section):
     run that is there or further trains no step."""
     max_restarts: NonNegative = 3
     """`scaletrain supervise`: restarts in a row that may save no new step before it gives up; one that saved a new step
-    before it died sets the count back to none. 0: a death is final."""
+    before it died, or rolled the run back, sets the count back to none. 0: a death is final."""
     min_ranks: Positive | None = None
     """`scaletrain supervise`: go on with fewer ranks, down to so many, when GPUs are gone or when two launches in a row
     died without a new step; default: always the same number."""
@@ -244,7 +244,8 @@ class Guard(Section):
     """Updates left out in a row that end the run, saved."""
     on_spike: Literal["note", "stop", "roll_back"] = "note"
     """When the loss is far above what it was. An event tells the samples in any case; note: train on; stop: save and
-    end; roll_back: go back to the last checkpoint from before it, and pass over the samples from there to its end."""
+    end; roll_back: go back to the last checkpoint from before it, and pass over the samples from there to its end.
+    Where there is none: train on."""
     spike_window: Annotated[Positive, Field(ge=4)] = 100
     """Losses of the last so many steps that a loss is held against: their median and, from their distances to it, their
     deviation. A run watches from half of them on."""

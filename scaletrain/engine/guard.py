@@ -3,7 +3,7 @@
 import math
 import shlex
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import median
 from typing import Any, Literal
@@ -11,15 +11,13 @@ from typing import Any, Literal
 from scaletrain.config.schema import Guard
 from scaletrain.errors import TrainingError
 
-NOTHING_TO_LEARN = "a batch in which no token bears loss"
-
 
 class GoBack(Exception):  # noqa: N818  no error: the trainer obeys it
-    """The run is to go back to a checkpoint from before `first_step`, and to pass over the samples up to `end`."""
+    """The run is to go back to a checkpoint of `last_step` or before, and to pass over the samples up to `end`."""
 
-    def __init__(self, reason: str, first_step: int, end: int) -> None:
+    def __init__(self, reason: str, last_step: int, end: int) -> None:
         super().__init__(reason)
-        self.reason, self.first_step, self.end = reason, first_step, end
+        self.reason, self.last_step, self.end = reason, last_step, end
 
 
 @dataclass
@@ -29,11 +27,12 @@ class SkipGuard:
     policy: Guard
     in_a_row: int = 0
 
-    def note(self, cause: str | None, step: int = 0, end: int = 0) -> None:
+    def note(self, cause: str | None, step: int = 0, end: int = 0, *, is_usual: bool = False) -> None:
         """Hears of each step, whose samples end before position `end`: why its update was left out, or None.
 
-        All ranks hear the same and so raise together: TrainingError when the run should end, GoBack when it should go
-        back.
+        `is_usual`: that happens in a healthy run too (no token bears loss, fp16's loss scale was too high), and only
+        ends it when it comes in a row. All ranks hear the same and so raise together: TrainingError when the run should
+        end, GoBack when it should go back.
         """
         self.in_a_row = self.in_a_row + 1 if cause is not None else 0
         if cause is None:
@@ -43,7 +42,7 @@ class SkipGuard:
                 f"{self.in_a_row} updates in a row were left out (guard.max_skips={self.policy.max_skips}), the last "
                 f"one because of {cause}: lower optim.lr, look at the samples, or resume with a higher guard.max_skips"
             )
-        if cause.startswith(NOTHING_TO_LEARN):
+        if is_usual:
             return
         if self.policy.on_nonfinite == "stop":
             raise TrainingError(
@@ -51,7 +50,7 @@ class SkipGuard:
                 "lower optim.lr, or resume with guard.on_nonfinite=skip"
             )
         if self.policy.on_nonfinite == "roll_back":
-            raise GoBack(cause, step, end)
+            raise GoBack(cause, step - 1, end)
 
 
 def cause_of_skip(weight: int, bad: Sequence[tuple[int, int]], first_sample: int, samples: int) -> str:
@@ -61,7 +60,7 @@ def cause_of_skip(weight: int, bad: Sequence[tuple[int, int]], first_sample: int
     """
     where = f" ({_samples(first_sample, samples)})"
     if not weight:
-        return NOTHING_TO_LEARN + where
+        return "a batch in which no token bears loss" + where
     if not bad:
         return "gradients that are not finite, though each rank's loss is" + where
     ranks: dict[int, list[str]] = {}
@@ -76,9 +75,9 @@ def not_finite(losses: Sequence[Sequence[float]]) -> list[tuple[int, int]]:
     return [(rank, n) for rank, of in enumerate(losses) for n, loss in enumerate(of) if not math.isfinite(loss)]
 
 
-def show_command(run: str, step: int) -> str:
-    """What shows the samples of a step of a run."""
-    return f"scaletrain audit {shlex.quote(run)} --step {step}"
+def show_command(run: str, first_sample: int, samples: int) -> str:
+    """What shows samples of a run. By their place in its order: a step may be taken again on others."""
+    return f"scaletrain audit {shlex.quote(run)} --from {first_sample} --show {samples}"
 
 
 @dataclass(frozen=True)
@@ -101,7 +100,8 @@ class Spike:
 
 @dataclass
 class SpikeGuard:
-    """Holds each loss against those before it. Losses that are too high are no measure for later ones.
+    """Holds each loss against those before it. Losses of a spike are no measure for later ones, until it was told: if
+    they stay as high, that is the run's new level.
 
     The deviation is 1.4826 times the median distance to the median (of normal values: their standard deviation), but a
     hundredth of the median at least, so that the last digits of a flat loss are no spike. A loss that is no number is
@@ -109,18 +109,20 @@ class SpikeGuard:
     """
 
     policy: Guard
-    remembered: Sequence[float] = ()  # losses of an earlier launch, oldest first
+    memory: Mapping[str, Any] = field(default_factory=dict)  # of an earlier launch
     _window: deque[float] = field(init=False)
-    _in_a_row: int = 0  # steps too high
-    _first: tuple[int, int] = (0, 0)  # step and sample of the first of these
+    _in_a_row: int = field(init=False)  # steps too high
+    _first: tuple[int, int] = field(init=False)  # step and sample of the first of these
 
     def __post_init__(self) -> None:
-        self._window = deque(self.remembered, maxlen=self.policy.spike_window)
+        self._window = deque(self.memory.get("losses", ()), maxlen=self.policy.spike_window)
+        self._in_a_row, *first = self.memory.get("too_high", (0, 0, 0))
+        self._first = first[0], first[1]
 
     @property
-    def losses(self) -> list[float]:
+    def seen(self) -> dict[str, Any]:
         """What the next launch is to remember."""
-        return list(self._window)
+        return {"losses": list(self._window), "too_high": [self._in_a_row, *self._first]}
 
     def note(self, loss: float, step: int, first_sample: int, samples: int) -> Spike | None:
         """Hears of the mean loss of a step over all ranks, and of its samples; a spike at the step that makes it one.
@@ -140,20 +142,25 @@ class SpikeGuard:
         self._in_a_row += 1
         if self._in_a_row == 1:
             self._first = step, first_sample
+        if self._in_a_row > self.policy.spike_steps and math.isfinite(loss):
+            self._window.append(loss)
         if self._in_a_row != self.policy.spike_steps:
             return None  # not yet a spike, or told already
         first_step, first = self._first
         return Spike(loss, middle, sigma, first_step, first, first_sample + samples - first)
 
     def judge(self, spike: Spike) -> None:
-        """TrainingError when the recipe ends a run at a spike, GoBack when it has it go back."""
+        """TrainingError when the recipe ends a run at a spike, GoBack when it has it go back.
+
+        To before the update of the step before the first loss that is too high: that loss is of the weights it made.
+        """
         if self.policy.on_spike == "stop":
             raise TrainingError(
                 f"{self.policy.spike_steps} steps in a row ended in {spike}, and guard.on_spike is stop: look at the "
                 "samples, lower optim.lr, or resume with guard.on_spike=note"
             )
         if self.policy.on_spike == "roll_back":
-            raise GoBack(str(spike), spike.first_step, spike.first_sample + spike.samples)
+            raise GoBack(str(spike), spike.first_step - 2, spike.first_sample + spike.samples)
 
 
 @dataclass

@@ -15,7 +15,7 @@ import torch
 from scaletrain.errors import ConfigError
 from scaletrain.runtime.dist import World
 from scaletrain.runtime.files import TEMPORARY, write_json, write_whole
-from scaletrain.runtime.locks import NoLocksError, try_lock
+from scaletrain.runtime.locks import RUN_LOCK, NoLocksError, try_lock
 from scaletrain.runtime.machine import cores
 
 _PACKAGES = ("scaletrain", "torch", "deepspeed", "transformers", "tokenizers", "datasets", "numpy")
@@ -26,7 +26,7 @@ def hold(folder: Path) -> IO[str]:
 
     Raises ConfigError when the folder cannot be written or another run holds it.
     """
-    lock = folder / ".lock"
+    lock = folder / RUN_LOCK
     try:
         (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
         file = lock.open("a+", encoding="utf-8")

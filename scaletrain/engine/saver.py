@@ -118,6 +118,9 @@ class Saver:
         self.saved_step, self._digest = step, 0
         if self.best is not None and self.best.step > step:
             self.best = None
+            with self.records.noting_faults():
+                if dist.rank() == 0:
+                    (self.root / checkpoint.BEST).unlink(missing_ok=True)
 
     def _clean(self) -> None:
         if dist.rank() == 0:

@@ -62,8 +62,19 @@ def write_entries(path: Path, entries: Iterable[Entry], metadata: Mapping[str, A
                 written += len(block)
                 while block:  # a raw file may take a part
                     block = block[file.write(block) :]
+                _begin_writing_back(file.fileno(), written)
         os.fsync(file.fileno())
     return written, digest.hexdigest()
+
+
+def _begin_writing_back(file: int, end: int) -> None:
+    """Has the disk begin with the last block up to `end`; otherwise it idles until the fsync: half the time is lost.
+
+    Linux starts to write pages that are said not to be needed (mm/fadvise.c); elsewhere nothing happens.
+    """
+    if hasattr(os, "posix_fadvise"):
+        begin = max(0, end - _BLOCK)
+        os.posix_fadvise(file, begin, end - begin, os.POSIX_FADV_DONTNEED)
 
 
 def _bytes_of(entry: Entry) -> memoryview:

@@ -1,26 +1,24 @@
 """The loop: read, step, count; and when due log, evaluate, save, go back or stop."""
 
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 
 from scaletrain.config.schema import Recipe
 from scaletrain.data.loader import Step
 from scaletrain.data.rows import Rows
-from scaletrain.engine import roll_back
 from scaletrain.engine.engine import Engine, StepResult
 from scaletrain.engine.evaluate import evaluate
 from scaletrain.engine.guard import GoBack
 from scaletrain.engine.plan import Plan
 from scaletrain.engine.records import Records
-from scaletrain.engine.roll_back import Window
+from scaletrain.engine.roll_back import NoTarget, RollBacks
 from scaletrain.engine.saver import Saver
 from scaletrain.engine.state import RunState
 from scaletrain.engine.watch import Watch
-from scaletrain.errors import ScaleTrainError, TrainingError
+from scaletrain.errors import DataError, ScaleTrainError, TrainingError
 from scaletrain.optim.schedule import lr_at
 from scaletrain.runtime import dist, pulse
 from scaletrain.runtime.stop import StopRequest, TimeLimit
@@ -49,6 +47,18 @@ class Source(Protocol):
     def plan(self, state: RunState) -> Plan: ...
 
 
+class Exchange(NamedTuple):
+    """What all ranks learn at each step, summed over them."""
+
+    weight: float  # loss-bearing tokens of the batch
+    signals: float  # ranks that should stop
+    deadlines: float  # ranks whose time is over
+    faults: float  # ranks that cannot write their records
+    data_faults: float  # ranks that cannot read
+    written: float  # ranks that have written their part of the checkpoint
+    loss: float  # sum of the step before, whose copy to the host is there by now
+
+
 @dataclass
 class Trainer:
     """Everything that a run needs, put together by assemble/start.py."""
@@ -66,9 +76,8 @@ class Trainer:
     watch: Watch
     stop: StopRequest
     state: RunState
-    windows: Sequence[Window] = ()  # samples that roll-backs passed over
+    roll_backs: RollBacks
     evaluated_step: int | None = None  # of the last evaluation in metrics.jsonl
-    _limit: TimeLimit | None = None
     _loader: Steps | None = None
     _data_fault: ScaleTrainError | None = None
     _last: StepResult | None = field(default=None, init=False)  # of the step before
@@ -76,15 +85,13 @@ class Trainer:
     def run(self) -> str | None:
         """Trains to the end or to a stop. Returns None at the end, else why it stopped; either way all is saved."""
         if hours := self.recipe.train.max_hours:
-            self._limit = TimeLimit(hours * 3600, time.monotonic() - (time.time() - self.stop.launched))
-            self.saver.limit = self._limit
+            self.saver.limit = TimeLimit(hours * 3600, time.monotonic() - (time.time() - self.stop.launched))
         if stopped := self._stop_step_reached():
             stopped += " already, no step was trained"
         self._evaluate_if(due=self._due(self.recipe.evaluate.every_steps))  # a kill came between the save and this
         try:
             while self.state.step < self.plan.total_steps and stopped is None:
-                late = self._limit is not None and self._limit.is_reached(time.monotonic())
-                stopped = self._step_or_go_back(late)
+                stopped = self._step_or_go_back()
         except TrainingError:
             self._save(wait=True)
             raise
@@ -101,42 +108,36 @@ class Trainer:
         self.records.share_faults(faults)
         return stopped
 
-    def _step_or_go_back(self, late: bool) -> str | None:
-        start = roll_back.next_sample(self.windows, self.state.samples_seen)
+    def _step_or_go_back(self) -> str | None:
+        start = self.roll_backs.next_sample(self.state.samples_seen, self.plan.global_batch)
         if start != self.state.samples_seen:
             self._close_loader()
             self._pass_over(start)
+            if self.state.step >= self.plan.total_steps:
+                return None  # nothing is left after them
         self._loader = self._loader or self.source.open(start)
         try:
-            return self._step(self._loader, late)
+            return self._step(self._loader)
         except GoBack as back:
             self._close_loader()
             self._go_back(back)
             return None
 
-    def _step(self, loader: Steps, late: bool) -> str | None:
+    def _step(self, loader: Steps) -> str | None:
         """One optimizer step and what is due after it; why the run should stop now, as all ranks agree."""
         began = time.perf_counter()
         pulse.mark("data", self.state.step + 1)
         step = self._read(loader)
         waited = time.perf_counter() - began
-        mine = sum(self.task.weight(batch) for batch in step.batches)
-        # The one exchange a step on the host: all ranks learn the divisor, whether any should stop, cannot write or
-        # cannot read, and the loss of the step before, whose copy to the host is there by now.
-        flags = [self.stop.reason, late, self.records.fault, self._data_fault, self.saver.is_written]
-        learned = self._last is not None and not self._last.skipped
-        loss = sum(self._last.micro_losses()) if self._last is not None and learned else 0.0
-        pulse.mark("exchange")
-        *sums, loss = dist.sum_numbers([mine, *map(bool, flags), loss])
-        weight, signals, deadlines, faults, data_faults, saved = map(int, sums)
-        self.records.share_faults(faults)
-        if saved == dist.size():
+        told = self._exchange(step)
+        self.records.share_faults(int(told.faults))
+        if told.written == dist.size():
             self.saver.finish()
-        self._save_and_share(data_faults)
-        if self._last is not None and learned:
-            self.watch.loss(loss / self._last.weight, self.state, self.plan.global_batch)
+        self._share_data_fault(int(told.data_faults))
+        if self._last is not None and not self._last.skipped:
+            self.watch.loss(told.loss / self._last.weight, self.state, self.plan.global_batch)
         lr = lr_at(self.state.step, self.recipe.optim, self.plan.total_steps)
-        self._last = result = self.engine.train_step(step.batches, lr, weight)
+        self._last = result = self.engine.train_step(step.batches, lr, int(told.weight))
         batch = self.plan.global_batch
         self.state = self.state.advance(batch, batch * self.plan.tokens_per_sample, skipped=result.skipped)
         self.saver.note(step)
@@ -146,12 +147,27 @@ class Trainer:
             self.watch.weights(self.engine.weights_digest(), self.state)
         if self._due(self.recipe.checkpoint.every_steps):
             self._save()
-        if signals:
+        if told.signals:
             return self.stop.reason or "asked for on another rank"
-        if deadlines:
+        if told.deadlines:
             return f"train.max_hours={self.recipe.train.max_hours:g} is over but for the time to save"
         self._evaluate_if(due=self._due(self.recipe.evaluate.every_steps))
         return self._stop_step_reached()
+
+    def _exchange(self, step: Step) -> Exchange:
+        """The one on the host in a step; all ranks call it."""
+        limit, last = self.saver.limit, self._last
+        mine = Exchange(
+            weight=sum(self.task.weight(batch) for batch in step.batches),
+            signals=bool(self.stop.reason),
+            deadlines=limit is not None and limit.is_reached(time.monotonic()),
+            faults=self.records.fault is not None,
+            data_faults=self._data_fault is not None,
+            written=self.saver.is_written,
+            loss=sum(last.micro_losses()) if last is not None and not last.skipped else 0.0,
+        )
+        pulse.mark("exchange")
+        return Exchange(*dist.sum_numbers(list(mine)))
 
     def _stop_step_reached(self) -> str | None:
         """The reason to stop that all ranks see without a word: the recipe's step, unless the run is at its end."""
@@ -167,7 +183,7 @@ class Trainer:
             self._data_fault = error
             return Step([])
 
-    def _save_and_share(self, data_faults: int) -> None:
+    def _share_data_fault(self, data_faults: int) -> None:
         """Data that cannot be read ends the run on every rank, with the work saved."""
         if data_faults:
             if self.state.step > 0:
@@ -177,17 +193,24 @@ class Trainer:
                     raise self._data_fault
 
     def _go_back(self, back: GoBack) -> None:
-        """To the newest checkpoint from before the fault; the next step begins after the samples that brought it."""
+        """To the newest checkpoint from before the fault; the next step begins after the samples that brought it.
+
+        Where there is none, or no data after those samples, the run goes on as it is.
+        """
         self.saver.finish()
-        old = self.state
-        found, self.windows = roll_back.go_back(
-            self.saver.root, back, self.recipe.guard.max_roll_backs,
-            lambda name, why: self.records.say(f"passed over {name}: {why}"),
-        )  # fmt: skip
+        self._last = None
+        try:
+            found = self.roll_backs.target(back, lambda name, why: self.records.say(f"passed over {name}: {why}"))
+            self.source.plan(found.state.pass_over(back.end))
+        except (NoTarget, DataError) as error:
+            self.records.event("no_roll_back", self.state.step, reason=back.reason, obstacle=str(error))
+            self.records.say(f"note    training goes on at step {self.state.step:,} without a roll-back: {error}")
+            return
+        self.roll_backs.carry_out(found, back)
+        from_step, self.state = self.state.step, found.state
         self.engine.load(found.folder, found.manifest["files"], found.manifest.get("digest"))
-        self.state, self._last = found.state, None
         self.saver.go_back(self.state.step)
-        self.watch.went_back(found.manifest.get("guard", {}))
+        self.watch.went_back(found.manifest.get("guard", {}), self.state.samples_seen)
         self.records.rewind(self.state.step)
         if self.evaluated_step is not None and self.evaluated_step > self.state.step:
             self.evaluated_step = None
@@ -195,12 +218,12 @@ class Trainer:
             "roll_back",
             self.state.step,
             checkpoint=found.folder.name,
-            from_step=old.step,
+            from_step=from_step,
             reason=back.reason,
             **self.state.counted_samples,
         )
         self.records.say(
-            f"back    from step {old.step:,} to {found.folder.name}; newer checkpoints are set aside: {back.reason}"
+            f"back    from step {from_step:,} to {found.folder.name}; newer checkpoints are set aside: {back.reason}"
         )
 
     def _pass_over(self, start: int) -> None:
@@ -258,12 +281,13 @@ class Trainer:
             if self.state.step > 0:
                 self._save(wait=True)
             raise
+        # First, as a launch that finds the metrics of an evaluation takes it for judged.
+        self.state = self.saver.judge(self.state, found, self.watch.memory)
         self.evaluated_step = self.state.step
         self.records.metrics(self.state.step, {f"eval_{name}": value for name, value in found.items()})
         self.records.event("evaluate", self.state.step, seconds=time.perf_counter() - began, **found)
         told = "  ".join(f"{name.replace('_', ' ')} {value:.4f}" for name, value in found.items())
         self.records.say(f"step {self.state.step}  validation {told}")
-        self.state = self.saver.judge(self.state, found, self.watch.memory)
 
     def _save(self, *, wait: bool = False) -> None:
         pulse.mark("checkpoint")

@@ -2,7 +2,7 @@
 
 import socket
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -25,19 +25,28 @@ from scaletrain.runtime import dist
 class Watch:
     """All ranks tell it the same and at the same time. What it raises, TrainingError or GoBack, all ranks raise.
 
-    `memory`: what an earlier launch's watch had seen, see there.
+    `memory`: what an earlier launch's watch had seen, see there; `position`: where the run goes on; `stages`: the
+    samples from which on the mixture of the data is another, with losses of its own.
     """
 
-    def __init__(self, recipe: Recipe, records: Records, memory: Mapping[str, Any]) -> None:
+    def __init__(
+        self,
+        recipe: Recipe,
+        records: Records,
+        memory: Mapping[str, Any],
+        position: int = 0,
+        stages: Sequence[int] = (),
+    ) -> None:
         self._recipe, self._records = recipe, records
+        self._before, self._stages = position - 1, stages
         self._skips = SkipGuard(recipe.guard, int(memory.get("skips_in_a_row", 0)))
-        self._spikes = SpikeGuard(recipe.guard, memory.get("losses", ()))
+        self._spikes = SpikeGuard(recipe.guard, memory)
         self._stragglers = StragglerGuard(recipe.guard)
 
     @property
     def memory(self) -> dict[str, Any]:
         """For the next launch, which goes on watching as if there had been no end."""
-        return {"skips_in_a_row": self._skips.in_a_row, "losses": self._spikes.losses}
+        return {"skips_in_a_row": self._skips.in_a_row, **self._spikes.seen}
 
     def update(self, result: StepResult, state: RunState, batch: int) -> None:
         """Hears of a step that led to `state`, of `batch` samples; tells why its update was left out, if it was."""
@@ -52,16 +61,22 @@ class Watch:
             ranks=sorted({rank for rank, _ in bad}),
             micro_batches=[{"rank": rank, "micro_batch": number} for rank, number in bad],
         )  # fmt: skip
-        self._records.say(f"skipped step {state.step}: {cause}{self._how_to_show(state.step)}")
-        self._skips.note(cause, state.step, state.samples_seen)
+        self._records.say(f"skipped step {state.step}: {cause}{self._how_to_show(first, batch)}")
+        is_usual = not result.weight or (self._recipe.train.precision == "fp16" and not bad)
+        self._skips.note(cause, state.step, state.samples_seen, is_usual=is_usual)
 
     def loss(self, loss: float, state: RunState, batch: int) -> None:
         """Hears of the mean loss over all ranks of the step that led to `state`."""
-        spike = self._spikes.note(loss, state.step, state.samples_seen - batch, batch)
+        first = state.samples_seen - batch
+        if any(self._before < start <= first for start in self._stages):
+            self._spikes = SpikeGuard(self._recipe.guard)
+        self._before = first
+        spike = self._spikes.note(loss, state.step, first, batch)
         if spike is None:
             return
         self._records.event("spike", state.step, **asdict(spike))
-        self._records.say(f"spike   at step {state.step}: {spike}{self._how_to_show(spike.first_step)}")
+        shown = self._how_to_show(spike.first_sample, spike.samples)
+        self._records.say(f"spike   at step {state.step}: {spike}{shown}")
         self._spikes.judge(spike)
 
     def seconds(self, mine: float, step: int) -> dict[str, Any]:
@@ -97,12 +112,12 @@ class Watch:
             "node out and run the same command to go on from the last checkpoint"
         )
 
-    def went_back(self, memory: Mapping[str, Any]) -> None:
+    def went_back(self, memory: Mapping[str, Any], position: int) -> None:
         """To where the losses of `memory` were the last ones: later ones, which may be lower, are no measure there."""
         self._skips.note(None)
-        self._spikes = SpikeGuard(self._recipe.guard, memory.get("losses", ()))
+        self._before, self._spikes = position - 1, SpikeGuard(self._recipe.guard, memory)
 
-    def _how_to_show(self, step: int) -> str:
+    def _how_to_show(self, first_sample: int, samples: int) -> str:
         if self._recipe.data.source == "huggingface":
             return ""  # a live source is read once
-        return f"; {show_command(self._recipe.run.dir, step)} shows them"
+        return f"; {show_command(self._recipe.run.dir, first_sample, samples)} shows them"

@@ -15,6 +15,7 @@ from scaletrain.errors import ClusterError, ScaleTrainError
 
 TIMEOUT = timedelta(minutes=30)  # torch's default too
 _REACH_SECONDS = 60.0
+_SHARED = "all ranks raise this"  # a note on the error, which its traceback shows
 
 
 @dataclass(frozen=True)
@@ -149,8 +150,8 @@ def gather(value: Any) -> list[Any]:
 def together() -> Iterator[None]:
     """All ranks succeed or all raise the first rank's error: none is left waiting for one that failed.
 
-    Every rank must enter it. A ScaleTrainError or an OSError inside is shared; anything else is a defect and ends its
-    rank at once.
+    Every rank must enter it. A ScaleTrainError or an OSError inside is shared, see is_shared; anything else is a defect
+    and ends its rank at once.
     """
     mine: ScaleTrainError | OSError | None = None
     try:
@@ -159,4 +160,11 @@ def together() -> Iterator[None]:
         mine = error
     for theirs in gather(mine):
         if theirs is not None:
+            if not is_shared(theirs):  # by a together() inside of this one
+                theirs.add_note(_SHARED)
             raise theirs
+
+
+def is_shared(error: BaseException) -> bool:
+    """Whether all ranks raise it: together() did, or what it raised is the cause."""
+    return _SHARED in getattr(error, "__notes__", ()) or (error.__cause__ is not None and is_shared(error.__cause__))

@@ -96,13 +96,10 @@ def last_evaluation(path: Path) -> int | None:
     return max(steps, default=None)
 
 
-def read_lines(path: Path, offset: int = 0) -> list[dict[str, Any]]:
-    """The objects of a JSON-lines file, from a byte on; a last line that a kill tore is left out."""
+def read_lines(path: Path, start: int = 0) -> list[dict[str, Any]]:
+    """The objects of a JSON-lines file from byte `start` on; a last line that a kill tore is left out."""
     lines = []
-    with path.open("rb") as file:
-        file.seek(offset)
-        text = file.read().decode("utf-8")
-    for line in text.splitlines():
+    for line in path.read_bytes()[start:].decode("utf-8").splitlines():
         try:
             lines.append(json.loads(line))
         except ValueError:

@@ -175,6 +175,11 @@ def test_a_fault_of_yaml_is_one_line_with_the_place(tmp_path: Path, text: str, l
         ),
         (["data.stages=null"], "data.stages=null should be a list of sections, a dash before each, with the keys"),
         (["data.stages=[5]"], "data.stages[0]=5 should be a section"),
+        (
+            ["guard.on_spike=roll_back", "checkpoint.keep_last=1"],
+            "guard.on_spike=roll_back with checkpoint.keep_last=1: the one checkpoint may be of the spike itself: set "
+            "checkpoint.keep_last=2 or more",
+        ),
     ],
 )
 def test_each_fault_names_value_rule_and_remedy(tmp_path: Path, overrides: list[str], line: str) -> None:

@@ -1,6 +1,9 @@
 """Updates left out and spikes of the loss: told with their cause, and the end of a run where it asks for it."""
 
+import json
 import re
+from contextlib import nullcontext
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -9,6 +12,7 @@ from scaletrain.config.schema import Guard, Recipe
 from scaletrain.data.order import Share
 from scaletrain.engine.engine import Engine
 from scaletrain.engine.guard import (
+    GoBack,
     SkipGuard,
     Spike,
     SpikeGuard,
@@ -38,7 +42,7 @@ def test_a_cause_names_ranks_micro_batches_and_samples() -> None:
 
 
 def test_the_command_that_shows_samples_takes_any_folder() -> None:
-    assert show_command("runs/a b", 16) == "scaletrain audit 'runs/a b' --step 16"
+    assert show_command("runs/a b", 96, 24) == "scaletrain audit 'runs/a b' --from 96 --show 24"
 
 
 def test_only_skips_in_a_row_end_a_run() -> None:
@@ -53,7 +57,7 @@ def test_only_skips_in_a_row_end_a_run() -> None:
 
 def test_the_first_one_ends_a_run_that_is_to_stop_but_for_a_batch_without_loss() -> None:
     guard = SkipGuard(Guard(on_nonfinite="stop"))
-    guard.note(cause_of_skip(0, [], 0, 8))
+    guard.note(cause_of_skip(0, [], 0, 8), is_usual=True)
     with pytest.raises(
         TrainingError, match=r"not finite on rank 0 .*and guard.on_nonfinite is stop: look at the samples"
     ):
@@ -96,8 +100,8 @@ NOISE = [3.0, 3.2, 2.8, 3.1, 2.9]  # median 3, median distance 0.1
 
 def test_a_spike_is_told_once_an_episode_at_the_step_that_makes_it_one() -> None:
     policy = Guard(spike_window=10, spike_sigmas=6, spike_steps=3)
-    found = spikes(SpikeGuard(policy), [*NOISE, *NOISE, *[9.0] * 6, *NOISE, *[8.0] * 3])
-    assert [step for step, _ in found] == [12, 23]
+    found = spikes(SpikeGuard(policy), [*NOISE, *NOISE, *[9.0] * 3, *NOISE, *[8.0] * 3])
+    assert [step for step, _ in found] == [12, 20]
     assert found[0][1] == Spike(9.0, 3.0, pytest.approx(0.14826), 11, 80, 24)
     assert str(found[0][1]) == (
         "a loss of 9 where the median is 3 with a deviation of 0.15 (samples 80 to 103 of the run)"
@@ -123,6 +127,51 @@ def test_the_last_digits_of_a_flat_loss_are_no_spike() -> None:
     assert spikes(SpikeGuard(policy), [3.0] * 10 + [3.1]) == []  # a hundredth of 3, six times
     assert spikes(SpikeGuard(policy), [0.0] * 10 + [0.005]) == []
     assert [step for step, _ in spikes(SpikeGuard(policy), [3.0] * 10 + [3.2])] == [10]
+
+
+def test_losses_that_stay_high_after_a_told_spike_are_the_new_level() -> None:
+    policy = Guard(spike_window=10, spike_sigmas=6, spike_steps=3)
+    found = spikes(SpikeGuard(policy), [*NOISE, *NOISE, *[9.0] * 30, *[30.0] * 3])
+    assert [(step, spike.median) for step, spike in found] == [(12, 3.0), (42, 9.0)]
+
+
+def test_a_spike_is_found_across_a_stop_and_begins_before_it() -> None:
+    policy = Guard(spike_window=10, spike_steps=3)
+    before = SpikeGuard(policy)
+    assert spikes(before, [*NOISE, *NOISE, 9.0, 9.0]) == []
+    found = SpikeGuard(policy, json.loads(json.dumps(before.seen))).note(9.0, 13, 96, 8)
+    assert (found.first_step, found.first_sample, found.samples) == (11, 80, 24)
+
+
+def test_a_spike_goes_back_to_before_the_update_that_its_first_loss_is_of() -> None:
+    with pytest.raises(GoBack) as back:
+        SpikeGuard(Guard(on_spike="roll_back")).judge(Spike(9.0, 3.0, 0.1, 11, 80, 24))
+    assert (back.value.last_step, back.value.end) == (9, 104)
+
+
+def watching(precision: str = "fp32", stages: tuple[int, ...] = ()) -> Watch:
+    guard = {"spike_window": 4, "spike_steps": 1, "on_spike": "stop", "on_nonfinite": "stop"}
+    recipe = Recipe.model_validate({"run": {"dir": "."}, "train": {"precision": precision}, "guard": guard})
+    return Watch(recipe, Records([], Events(None, 0), RunProgress(None)), {}, stages=stages)
+
+
+def test_a_new_mixture_has_losses_of_its_own() -> None:
+    for stages, is_spike in (((0, 40), False), ((0, 41), True), ((0,), True)):
+        watch = watching(stages=stages)
+        for step in range(1, 6):
+            watch.loss(3.0, RunState(step, step * 8), 8)
+        with pytest.raises(TrainingError) if is_spike else nullcontext():
+            watch.loss(9.0, RunState(6, 48), 8)
+
+
+def test_an_update_left_out_because_of_the_loss_scale_of_fp16_is_usual() -> None:
+    skipped = SimpleNamespace(skipped=True, weight=64, micro_losses=lambda: [1.0])
+    watching("fp16").update(skipped, RunState(1, 8), 8)
+    with pytest.raises(TrainingError, match="guard.on_nonfinite is stop"):
+        watching("bf16").update(skipped, RunState(1, 8), 8)
+    skipped.micro_losses = lambda: [float("nan")]
+    with pytest.raises(TrainingError, match="guard.on_nonfinite is stop"):
+        watching("fp16").update(skipped, RunState(1, 8), 8)
 
 
 def test_only_the_newest_losses_of_the_window_count() -> None:
