@@ -15,6 +15,7 @@ import torch
 
 from scaletrain.data.shards import Dataset, open_dataset
 from scaletrain.runtime.ports import free_port
+from tests.fake_slurm import FakeSlurm
 
 ROOT = Path(__file__).resolve().parents[1]
 os.environ.setdefault("DS_ACCELERATOR", "cpu")
@@ -102,3 +103,9 @@ def dataset(texts: list[Path], tmp_path_factory: pytest.TempPathFactory) -> Data
     done = scaletrain("prepare", *inputs, "--output", output, "--train-tokenizer", "512", "--shard-tokens", "30000")
     assert done.code == 0, done.err
     return open_dataset(output)
+
+
+@pytest.fixture
+def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeSlurm:
+    """SLURM's commands on the PATH, as far as a test lays their answers down."""
+    return FakeSlurm(tmp_path / "slurm", monkeypatch)

@@ -12,9 +12,9 @@ RANKS = "{ranks}"  # in a launcher's words: their number
 TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={RANKS}")
 
 
-def script_in(places: Sequence[Path]) -> Path | None:
+def script_in(places: Sequence[Path], script: Path = SCRIPT) -> Path | None:
     """The program of a rank, in the first of the places that has it: an installed package has none beside it."""
-    return next((place / SCRIPT for place in places if (place / SCRIPT).is_file()), None)
+    return next((place / script for place in places if (place / script).is_file()), None)
 
 
 def launcher_words(template: str | None, ranks: int, least: int | None) -> list[str]:

@@ -89,10 +89,10 @@ def supervise(
         sys.exit(supervisor.run())
 
 
-def find_script(places: Sequence[Path]) -> Path:
-    """The program of a rank; ConfigError when no place has it."""
-    if (found := script_in(places)) is None:
-        raise ConfigError(f"{SCRIPT} is not in {' or '.join(map(str, places))}: run this in a clone of the repository")
+def find_script(places: Sequence[Path], script: Path = SCRIPT) -> Path:
+    """The program of a rank, or another file of the repository; ConfigError when no place has it."""
+    if (found := script_in(places, script)) is None:
+        raise ConfigError(f"{script} is not in {' or '.join(map(str, places))}: run this in a clone of the repository")
     return found
 
 

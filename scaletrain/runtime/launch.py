@@ -90,14 +90,20 @@ class Launch:
 
 
 def cause_of_death(lines: Sequence[str], code: int) -> str:
-    """The most telling of a dead launch's last lines."""
+    """The most telling of a dead launch's last lines, or what its exit code means (negative: a signal)."""
+    if (told := told_cause(lines)) is not None:
+        return told
+    return f"ended by {_signal_name(-code)}" if code < 0 else f"ended with exit code {code}"
+
+
+def told_cause(lines: Sequence[str]) -> str | None:
+    """The most telling of a dead launch's last lines: an `error:` line, else a signal, else an exception."""
     if (error := _last(lines, _ERROR)) is not None:
         return error[1]
     if (ended := _last(lines, _SIGNAL)) is not None:
         return f"a rank was ended by {ended[1] or _signal_name(int(ended[2]))}"
-    if (exception := _last(lines, _EXCEPTION)) is not None:
-        return exception[0]
-    return f"ended by {_signal_name(-code)}" if code < 0 else f"ended with exit code {code}"
+    exception = _last(lines, _EXCEPTION)
+    return None if exception is None else exception[0]
 
 
 def _last(lines: Sequence[str], pattern: re.Pattern[str]) -> re.Match[str] | None:
