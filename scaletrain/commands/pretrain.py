@@ -81,6 +81,10 @@ def _train(args: argparse.Namespace, began: float) -> int:
     try:
         with dist.together():
             lock = run_folder.hold(folder) if settled.world.is_first else None
+        held_by = dist.gather(run_folder.holder(folder) if settled.world.is_first else "")[0]
+        with dist.together():
+            if settled.world.local_rank == 0:  # on each node
+                run_folder.check_shared(folder, held_by)
         settle.check_agreement(settled)
         with dist.together():
             terminal = log.divert(log_file)

@@ -6,6 +6,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import time
 from importlib import metadata
 from pathlib import Path
 from typing import IO, Any
@@ -19,6 +20,7 @@ from scaletrain.runtime.locks import RUN_LOCK, NoLocksError, try_lock
 from scaletrain.runtime.machine import cores
 from scaletrain.runtime.world import World
 
+_SHOWN_SECONDS = 60.0  # after which NFS forgets, by default, that a file was missing
 _PACKAGES = ("scaletrain", "torch", "deepspeed", "transformers", "tokenizers", "datasets", "numpy")
 
 
@@ -55,6 +57,26 @@ def hold(folder: Path) -> IO[str]:
     file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
     file.flush()
     return file
+
+
+def holder(folder: Path) -> str:
+    """Who holds the folder, or held it last, as hold() wrote it; "" when nobody ever did."""
+    try:
+        return (folder / RUN_LOCK).read_text(encoding="utf-8").strip()
+    except OSError:
+        return ""
+
+
+def check_shared(folder: Path, held_by: str, patience: float = _SHOWN_SECONDS) -> None:
+    """ConfigError when the folder, seen from this node, is not the one that `held_by`, rank 0's process, has locked."""
+    deadline = time.monotonic() + patience
+    while holder(folder) != held_by:
+        if time.monotonic() > deadline:
+            raise ConfigError(
+                f"run.dir={folder} on {socket.gethostname()} is not the folder that rank 0 ({held_by}) writes to: put "
+                "it on a disk that all nodes share"
+            )
+        time.sleep(0.2)
 
 
 def describe(folder: Path, recipe_yaml: str, world: World, device: torch.device, deepspeed: dict[str, Any]) -> None:
