@@ -49,7 +49,8 @@ def test_a_script_names_what_it_misses(script: str, tmp_path: Path) -> None:
         assert done.returncode == 2
         return done.stderr
 
-    assert line(SCALETRAIN=None) == "error: scaletrain is not on the PATH: activate its venv, or set SCALETRAIN\n"
+    nowhere = line(SCALETRAIN=None, SCALETRAIN_HOME=str(tmp_path))
+    assert nowhere == "error: scaletrain is not on the PATH: activate its venv, or set SCALETRAIN\n"
     assert line(SCALETRAIN="/no/bin/scaletrain") == (
         "error: /no/bin/python is missing: set SCALETRAIN to the scaletrain of a virtual environment\n"
     )

@@ -49,8 +49,8 @@ def head(script: str) -> str:
     text, begins, _ = script.partition("\nset -euo pipefail\n")
     assert begins
     text = (
-        text.replace(str(ROOT), "/clone")
-        .replace(str(Path(sys.executable).parent), "/venv/bin")
+        text.replace(str(Path(sys.executable).parent), "/venv/bin")  # may lie in the clone
+        .replace(str(ROOT), "/clone")
         .replace(str(Path.cwd()), "/work")
     )
     return re.sub(r"scaletrain \d[^:]*:", "scaletrain VERSION:", text)
