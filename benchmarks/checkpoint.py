@@ -34,7 +34,7 @@ from scaletrain.engine.engine import Engine
 from scaletrain.engine.run_folder import environment
 from scaletrain.engine.state import RunState
 from scaletrain.runtime import dist
-from scaletrain.runtime.dist import World
+from scaletrain.runtime.world import World
 from scaletrain.tasks.pretrain import PretrainTask
 
 BLOCK = 16 << 20

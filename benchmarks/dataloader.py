@@ -30,8 +30,9 @@ from rich.console import Console
 from rich.table import Table
 
 from scaletrain.engine.run_folder import environment
-from scaletrain.runtime.dist import World, device_of
+from scaletrain.runtime.dist import device_of
 from scaletrain.runtime.files import hash_file
+from scaletrain.runtime.world import World
 
 PEERS = Path(__file__).parent / "peers"
 SPARSE_SAMPLES = 100_000_000  # as in the loaders

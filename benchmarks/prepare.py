@@ -42,8 +42,9 @@ from scaletrain.data.prepare.run import prepare_dataset
 from scaletrain.data.prepare.train_tokenizer import train_byte_bpe
 from scaletrain.data.tokenizer import load_tokenizer
 from scaletrain.engine.run_folder import environment
-from scaletrain.runtime.dist import World, device_of
+from scaletrain.runtime.dist import device_of
 from scaletrain.runtime.machine import cores
+from scaletrain.runtime.world import World
 
 ROOT = Path(__file__).resolve().parents[1]
 BUILD = ROOT / "build" / "benchmark-prepare"

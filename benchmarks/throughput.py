@@ -29,7 +29,8 @@ from scaletrain.config.schema import Model
 from scaletrain.data.shards import open_dataset
 from scaletrain.engine.run_folder import environment
 from scaletrain.model.count import flops_per_token
-from scaletrain.runtime.dist import World, device_of
+from scaletrain.runtime.dist import device_of
+from scaletrain.runtime.world import World
 from scaletrain.track.peak import peak_of
 
 ROOT = Path(__file__).resolve().parents[1]

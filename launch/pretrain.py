@@ -1,8 +1,12 @@
-"""One rank of a pretraining run: deepspeed | torchrun | python launch/pretrain.py RECIPE [section.key=value ...]."""
+"""One rank of a pretraining run, under any launcher: python launch/pretrain.py RECIPE [section.key=value ...]."""
 
 import sys
 
 sys.dont_write_bytecode = False  # without .pyc files each start compiles torch and DeepSpeed anew: ten seconds
+
+from scaletrain.runtime.stop import remember_warning
+
+remember_warning()  # the imports below take seconds
 
 from scaletrain.commands.pretrain import main
 from scaletrain.runtime.exit_report import report_exit

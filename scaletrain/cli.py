@@ -8,12 +8,15 @@ import typer
 
 from scaletrain import __version__
 from scaletrain.commands.audit import audit
+from scaletrain.commands.cancel import cancel
 from scaletrain.commands.demo import demo
 from scaletrain.commands.doctor import doctor
 from scaletrain.commands.evaluate import evaluate
 from scaletrain.commands.export import export
 from scaletrain.commands.generate import generate
 from scaletrain.commands.prepare import prepare
+from scaletrain.commands.status import status
+from scaletrain.commands.submit import submit
 from scaletrain.commands.supervise import supervise
 from scaletrain.commands.verify import verify
 from scaletrain.errors import EXIT_USER, ScaleTrainError
@@ -31,6 +34,9 @@ app.command()(generate)
 app.command()(evaluate)
 app.command()(audit)
 app.command()(supervise)
+app.command()(submit)
+app.command()(status)
+app.command()(cancel)
 app.command()(verify)
 app.command()(doctor)
 app.command()(demo)

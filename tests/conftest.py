@@ -14,6 +14,8 @@ import pytest
 import torch
 
 from scaletrain.data.shards import Dataset, open_dataset
+from scaletrain.runtime.ports import free_port
+from tests.fake_slurm import FakeSlurm
 
 ROOT = Path(__file__).resolve().parents[1]
 os.environ.setdefault("DS_ACCELERATOR", "cpu")
@@ -77,11 +79,11 @@ def write_recipe(folder: Path, dataset: Dataset, run: Path) -> Path:
 
 def pretrain(recipe: Path, *overrides: str, ranks: int = 1, launcher: str = "python") -> Done:
     """Runs launch/pretrain.py as its users do."""
-    script = ["launch/pretrain.py", str(recipe), *overrides]
+    script, port = ["launch/pretrain.py", str(recipe), *overrides], f"--master_port={free_port()}"
     programs: dict[str, Sequence[str]] = {
         "python": script,
         "torchrun": ["-m", "torch.distributed.run", f"--nproc_per_node={ranks}", "--standalone", *script],
-        "deepspeed": ["-m", "deepspeed.launcher.runner", "--quiet", f"--num_gpus={ranks}", *script],
+        "deepspeed": ["-m", "deepspeed.launcher.runner", "--quiet", f"--num_gpus={ranks}", port, *script],
     }
     return run_program(*programs[launcher])
 
@@ -101,3 +103,9 @@ def dataset(texts: list[Path], tmp_path_factory: pytest.TempPathFactory) -> Data
     done = scaletrain("prepare", *inputs, "--output", output, "--train-tokenizer", "512", "--shard-tokens", "30000")
     assert done.code == 0, done.err
     return open_dataset(output)
+
+
+@pytest.fixture
+def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeSlurm:
+    """SLURM's commands on the PATH, as far as a test lays their answers down."""
+    return FakeSlurm(tmp_path / "slurm", monkeypatch)

@@ -3,17 +3,16 @@
 import multiprocessing as mp
 import os
 import queue
-import socket
 import traceback
 from collections.abc import Callable
 from typing import Any
 
+from scaletrain.runtime.ports import free_port
+
 
 def run_ranks(function: Callable[..., Any], ranks: int, *args: Any, seconds: float = 120) -> list[Any]:
     """What `function(*args)` returned on each rank. It must be importable; a failure of any rank fails the test."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     context = mp.get_context("spawn")
     results: Any = context.Queue()
     processes = [context.Process(target=_rank, args=(function, r, ranks, port, results, args)) for r in range(ranks)]
@@ -41,8 +40,9 @@ def _rank(function: Callable[..., Any], rank: int, ranks: int, port: int, result
 
         torch.set_num_threads(1)
         from scaletrain.runtime import dist
+        from scaletrain.runtime.world import World
 
-        dist.start(dist.World(rank=rank, size=ranks, local_rank=rank, local_size=ranks, master_port=port))
+        dist.start(World(rank=rank, size=ranks, local_rank=rank, local_size=ranks, master_port=port))
         results.put((rank, function(*args), None))
     except BaseException:  # noqa: BLE001  sent to the test, which fails with it
         results.put((rank, None, traceback.format_exc()))

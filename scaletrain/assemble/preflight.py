@@ -14,34 +14,30 @@ from scaletrain.cluster.doctor.facts import Clock, Disk, Wants
 from scaletrain.cluster.doctor.finding import Finding
 from scaletrain.cluster.doctor.node_rules import judge_disks
 from scaletrain.config.load import dump_recipe
-from scaletrain.engine import run_folder
 from scaletrain.errors import ClusterError
 from scaletrain.model.count import checkpoint_bytes
 from scaletrain.runtime import dist
 
 _CLOCK_DOUBT = 1.0  # seconds between the moments at which ranks leave the exchange before this one
-_SHARED_SECONDS = 5.0  # after which a network file system shows what another node wrote
 
 
 @dataclass(frozen=True)
 class Record:
-    """One rank's. `same`: what must be equal everywhere. `holder`: who holds the run folder, as this node reads it.
-    `versions` and `disks` are told by the first rank of each node."""
+    """One rank's. `same`: what must be equal everywhere. `versions` and `disks` are told by the first rank of
+    each node."""
 
     node: str
     time: float
     same: dict[str, str]
-    holder: str
     versions: dict[str, str]
     disks: tuple[Disk, ...]
 
 
 def check_nodes(settled: Settled) -> list[Finding]:
-    """What is odd about the nodes of this launch, none of it in the way of training. All ranks call it, once rank 0
-    holds the run folder.
+    """What is odd about the nodes of this launch, none of it in the way of training. All ranks call it, right after
+    another exchange: their clocks are compared.
 
-    ClusterError where training would be wrong: the nodes' copies of recipe, DeepSpeed file or dataset differ, or they
-    have different run folders.
+    ClusterError where training would be wrong: the nodes' copies of recipe, DeepSpeed file or dataset differ.
     """
     now = time.time()
     mine = _record(settled, now)
@@ -52,7 +48,6 @@ def check_nodes(settled: Settled) -> list[Finding]:
                 f"{' and '.join(differing)} on {record.node} differ from those on {everyone[0].node}: copy them to "
                 "every node, or put them on a disk that all share"
             )
-    _check_shared(Path(settled.recipe.run.dir), everyone)
     return [replace(finding, severity="warn") for finding in _judge(settled, everyone)]
 
 
@@ -67,26 +62,9 @@ def _record(settled: Settled, now: float) -> Record:
             "DeepSpeed file": json.dumps(settled.deepspeed, sort_keys=True),
             "model or dataset": json.dumps(settled.identity.to_dict(), sort_keys=True),
         },
-        holder=run_folder.holder(folder),
         versions=collect.versions() if is_first else {},
         disks=collect.disks(collect.scratch_places() | {"run folder": folder}) if is_first else (),
     )
-
-
-def _check_shared(folder: Path, everyone: Sequence[Record]) -> None:
-    """Rank 0 has written its name into the folder: a node that does not see it has another folder."""
-    wanted = everyone[0].holder
-    if all(record.holder == wanted for record in everyone):
-        return
-    end = time.monotonic() + _SHARED_SECONDS
-    while run_folder.holder(folder) != wanted and time.monotonic() < end:
-        time.sleep(0.2)
-    for node, sees in dist.gather((os.uname().nodename, run_folder.holder(folder) == wanted)):
-        if not sees:
-            raise ClusterError(
-                f"run.dir={folder} on {node} is not the folder that {everyone[0].node} has: the checkpoint folder must "
-                "be shared or a save cannot be whole; put it on a disk that all nodes mount"
-            )
 
 
 def _judge(settled: Settled, everyone: Sequence[Record]) -> Iterator[Finding]:

@@ -32,8 +32,8 @@ from scaletrain.errors import ConfigError, DataError
 from scaletrain.model.count import flops_per_token
 from scaletrain.model.hf import architecture_from_hf
 from scaletrain.runtime import dist
-from scaletrain.runtime.dist import World
 from scaletrain.runtime.machine import cores
+from scaletrain.runtime.world import World
 from scaletrain.track.peak import Peak, peak_of
 
 DTYPES: dict[Precision, torch.dtype] = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
@@ -148,13 +148,14 @@ def best_precision(device: torch.device) -> Precision:
 
 
 def set_threads(world: World) -> None:
-    """Shares the cores of this machine among its ranks, unless OMP_NUM_THREADS says otherwise.
+    """Shares the cores of this machine among its ranks, unless OMP_NUM_THREADS says otherwise or the launcher gave each
+    rank its own.
 
     Left alone each rank takes all cores: a first step of 0.1 s takes 2.5 to 4 s with two ranks on two cores.
     """
     given = os.environ.get("OMP_NUM_THREADS")
     if given is None or (given == "1" and "TORCHELASTIC_RUN_ID" in os.environ):  # torchrun sets 1 by itself
-        torch.set_num_threads(max(1, cores() // world.local_size))
+        torch.set_num_threads(min(world.cores, cores()) if world.cores else max(1, cores() // world.local_size))
 
 
 def measure_peak(settled: Settled) -> Peak:

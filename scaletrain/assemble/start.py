@@ -78,8 +78,9 @@ def start_pretraining(
     )
     _check_best(recipe.checkpoint, task, validation)
     engine = Engine(task, settled.deepspeed, recipe.optim, device)
+    loaded = None
     if found is not None:
-        engine.load(found.folder, found.manifest["files"], found.manifest.get("digest"))
+        loaded = engine.load(found.folder, found.manifest["files"], found.manifest.get("digest"))
     changed = checkpoint.changed_layout(found, settled.identity) if found is not None else None
     hosts = sorted(set(dist.gather(os.uname().nodename)))
     with dist.together():
@@ -93,10 +94,10 @@ def start_pretraining(
                 seconds=time.time() - began,
                 **state.counted_samples,
                 **({"checkpoint": found.folder.name} if found else {}),
+                **({"digest": loaded} if loaded else {}),
                 **({"resharded": changed} if changed else {}),
             )
-            if findings:
-                events.write("doctor", state.step, findings=[asdict(finding) for finding in findings])
+            _record_nodes(events, state, findings)
             _record_data(events, state, data, reading, planned)
             if limit is not None:
                 events.write("repeat_limit", state.step, source=limit[1], samples=limit[0], last_step=plan.total_steps)
@@ -210,6 +211,11 @@ def _begin_records(settled: Settled, state: RunState) -> list[Sink]:
     if recipe.log.tensorboard:
         sinks.append(TensorBoard(folder / "tensorboard", state.step))
     return sinks
+
+
+def _record_nodes(events: Events, state: RunState, findings: Sequence[Finding]) -> None:
+    if findings:
+        events.write("doctor", state.step, findings=[asdict(finding) for finding in findings])
 
 
 def _record_data(events: Events, state: RunState, data: RunData, reading: Reading, planned: dict[str, int]) -> None:

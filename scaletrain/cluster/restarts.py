@@ -31,8 +31,9 @@ class Restart:
 class Restarts:
     """Counts what a supervisor did since the run last saved a new step.
 
-    A launch is fruitless when it died and left no newer checkpoint than it found. Restarts are counted from the last
-    launch that was not: `max_restarts` fruitless ones in a row after it (or after the first launch) are the end.
+    A launch is fruitless when it died, left no newer checkpoint than it found, and did not roll the run back, which is
+    progress too. Restarts are counted from the last launch that was not: `max_restarts` fruitless ones in a row after
+    it (or after the first launch) are the end.
     """
 
     max_restarts: int
@@ -41,15 +42,15 @@ class Restarts:
     spent: int = 0
     fruitless: int = 0  # at this number of ranks
 
-    def after_death(self, *, saved: bool, gpus: int | None) -> Restart | str:
-        """The next launch, or why there is none. `saved`: the dead one left a newer checkpoint. `gpus`: those that are
+    def after_death(self, *, progressed: bool, gpus: int | None) -> Restart | str:
+        """The next launch, or why there is none. `progressed`: the dead one was not fruitless. `gpus`: those that are
         left; None on a machine that has none."""
-        if saved:
+        if progressed:
             self.spent = self.fruitless = 0
         else:
             self.fruitless += 1
         if self.spent >= self.max_restarts:
-            return self._why_over(saved=saved)
+            return self._why_over(progressed=progressed)
         smaller: Fit | None = None
         reason = ""
         if gpus is not None and gpus < self.ranks:
@@ -65,8 +66,8 @@ class Restarts:
         fewer = None if smaller is None else (smaller.micro_batch, reason)
         return Restart(self.spent, self.ranks, wait, fewer)
 
-    def _why_over(self, *, saved: bool) -> str:
+    def _why_over(self, *, progressed: bool) -> str:
         rule = f"train.max_restarts={self.max_restarts}"
-        if saved or self.max_restarts == 0:
+        if progressed or self.max_restarts == 0:
             return f"{rule} allows no restart"
         return f"{self.max_restarts + 1} launches in a row saved no new step ({rule})"

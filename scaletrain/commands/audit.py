@@ -2,6 +2,7 @@
 
 import json
 import re
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -219,7 +220,14 @@ def _samples_of_step(target: str, overrides: "Sequence[str]", step: int, count: 
     if not (Path(target) / "recipe.yaml").is_file():
         raise ConfigError(f"--step {step} is of a run and {target} is none: give a run folder, or --from and --show")
     run = open_run(Path(target), overrides)
-    start, samples = run.samples_of(step)
+    *others, (start, samples) = run.samples_of(step)
+    if others:
+        shown = ", ".join(f"--from {first} --show {number}" for first, number in others)
+        print(
+            f"note: step {step} was taken {len(others) + 1} times, each on other samples; these are of the last, and "
+            f"those before: {shown}",
+            file=sys.stderr,
+        )
     return _samples_at(run, target, "train", start, min(count or samples, samples))
 
 

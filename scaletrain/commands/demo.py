@@ -15,6 +15,7 @@ import typer
 from rich.console import Console
 
 from scaletrain.errors import ConfigError, ScaleTrainError
+from scaletrain.runtime.ports import free_port
 
 RECIPE = Path("launch/recipes/pretrain-python.yaml")
 PROMPT = "    def __init__(self, name, value"
@@ -86,7 +87,8 @@ def gpus() -> int:
 
 def _training_command(ranks: int, overrides: list[str]) -> list[str]:
     launcher = Path(sys.executable).parent / "deepspeed"
-    return [str(launcher), "--quiet", "--num_gpus", str(ranks), "launch/pretrain.py", str(RECIPE), *overrides]
+    own = ["--quiet", "--num_gpus", str(ranks), "--master_port", str(free_port())]  # 29500 may be another run's
+    return [str(launcher), *own, "launch/pretrain.py", str(RECIPE), *overrides]
 
 
 def _environment() -> dict[str, str]:

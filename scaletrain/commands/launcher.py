@@ -1,17 +1,41 @@
 """What starts the ranks of a training program, for the commands that launch one."""
 
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+
+from scaletrain.errors import ConfigError
 
 SCRIPT = Path("launch", "pretrain.py")
 RANKS = "{ranks}"  # in a launcher's words: their number
 TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={RANKS}")
 
 
-def script_in(places: Sequence[Path]) -> Path | None:
+def script_in(places: Sequence[Path], script: Path = SCRIPT) -> Path | None:
     """The program of a rank, in the first of the places that has it: an installed package has none beside it."""
-    return next((place / SCRIPT for place in places if (place / SCRIPT).is_file()), None)
+    return next((place / script for place in places if (place / script).is_file()), None)
+
+
+def launcher_words(template: str | None, ranks: int, least: int | None) -> list[str]:
+    """The words before the script, with {ranks} where their number goes; `least`: train.min_ranks."""
+    if least is not None and least > ranks:
+        raise ConfigError(f"train.min_ranks={least} is more than the {ranks} ranks to start with: lower it")
+    if template is None:
+        return [*TORCHRUN, "--max-restarts=0"]
+    try:
+        words = shlex.split(template)
+    except ValueError as error:
+        raise ConfigError(
+            f"--launch {template!r} cannot be split into words ({error}): quote it as for a shell"
+        ) from None
+    if not words:
+        raise ConfigError("--launch is empty: give a command such as 'deepspeed --num_gpus {ranks}', or leave it out")
+    if least is not None and not any(RANKS in word for word in words):
+        raise ConfigError(
+            f"--launch {template!r} has no {RANKS}, so train.min_ranks={least} cannot be followed: add it"
+        )
+    return words
 
 
 def with_ranks(words: Sequence[str], ranks: int) -> list[str]:

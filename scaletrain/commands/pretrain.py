@@ -3,6 +3,7 @@
 import argparse
 import errno
 import os
+import socket
 import sys
 import time
 from collections.abc import Sequence
@@ -10,8 +11,11 @@ from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from scaletrain.cluster.env import read_world
 from scaletrain.errors import EXIT_STOPPED, EXIT_USER, ScaleTrainError
+from scaletrain.runtime.exit_report import report_wish
 from scaletrain.runtime.stop import first_launchers
+from scaletrain.runtime.world import World
 
 if TYPE_CHECKING:
     from scaletrain.assemble.settle import Settled
@@ -40,25 +44,26 @@ def main(argv: Sequence[str]) -> int:
     began = time.time()
     first_launchers()
     args = parse(argv)
+    world = World()
     try:
         from scaletrain.config.load import load_recipe
 
+        world = read_world(os.environ)
         load_recipe(args.recipe, args.overrides, args.deepspeed_config)  # before torch: a fault is told in a second
         return _train(args, began)
     except ScaleTrainError as error:
-        _tell_fault(error)
+        _tell_fault(error, world)
         return EXIT_USER
 
 
-def _tell_fault(error: ScaleTrainError) -> None:
+def _tell_fault(error: ScaleTrainError, world: World) -> None:
     """One line a node while the ranks are not joined: another node may have another copy of what is at fault.
 
     The launcher ends the others when the first rank exits: the first of a node speaks at once, and another only if that
     one had no fault and so did not end it.
     """
-    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
-    time.sleep(4 if local_rank else 0)
-    rank = f"rank {os.environ.get('RANK', local_rank)}: " if local_rank else ""
+    time.sleep(4 if world.local_rank else 0)
+    rank = f"rank {world.rank}: " if world.local_rank else ""
     print(f"error: {rank}{error}", file=sys.__stderr__, flush=True)
 
 
@@ -77,6 +82,10 @@ def _train(args: argparse.Namespace, began: float) -> int:
     try:
         with dist.together():
             lock = run_folder.hold(folder) if settled.world.is_first else None
+        held_by = dist.gather(run_folder.holder(folder) if settled.world.is_first else "")[0]
+        with dist.together():
+            if settled.world.local_rank == 0:  # on each node
+                run_folder.check_shared(folder, held_by)
         findings = preflight.check_nodes(settled)
         with dist.together():
             terminal = log.divert(log_file)
@@ -94,12 +103,13 @@ def _train(args: argparse.Namespace, began: float) -> int:
     try:
         return _train_held(settled, findings, terminal, began)
     except ScaleTrainError as error:
-        return _end_with_fault(str(error), settled, terminal)
+        return _end_with_fault(error, str(error), line, settled, terminal)
     except OSError as error:
         if error.errno not in DISK_FAULTS:
             return _end_with_crash(error, line, settled, terminal)
         remedy = "free space there and run the same command again; it goes on from the last checkpoint"
-        return _end_with_fault(f"{error.filename or folder}: {error.strerror}: {remedy}", settled, terminal)
+        message = f"{error.filename or folder}: {error.strerror}: {remedy}"
+        return _end_with_fault(error, message, line, settled, terminal)
     except Exception as error:  # noqa: BLE001  told with rank, host and log, then the process ends with 1
         return _end_with_crash(error, line, settled, terminal)
     finally:
@@ -130,6 +140,8 @@ def _train_held(settled: "Settled", findings: "Sequence[Finding]", terminal: "Te
         trainer.records.close()
     for line in farewell(trainer, stopped):
         trainer.records.say(line)
+    if stopped and (trainer.stop.obeyed_file or _is_last_wanted(trainer)):
+        report_wish(stopped)
     return EXIT_STOPPED if stopped else 0
 
 
@@ -143,10 +155,18 @@ def _end_with_crash(error: Exception, line: "Lifeline", settled: "Settled", term
     return 1
 
 
-def _end_with_fault(message: str, settled: "Settled", terminal: "Terminal") -> int:
-    if settled.world.is_first:
-        print(f"error: {message}", file=terminal.err, flush=True)
-    return EXIT_USER
+def _end_with_fault(error: Exception, message: str, line: "Lifeline", settled: "Settled", terminal: "Terminal") -> int:
+    """What all ranks have met rank 0 tells, and the user mends. What one rank alone has met is its machine's: the
+    lifeline names the rank and ends all, unless there is none."""
+    from scaletrain.runtime.dist import is_shared
+
+    rank = settled.world.rank
+    if is_shared(error) or line.fail(error, message):
+        if rank == 0:
+            print(f"error: {message}", file=terminal.err, flush=True)
+        return EXIT_USER
+    print(f"error: rank {rank} on {socket.gethostname()}: {message}", file=terminal.err, flush=True)
+    return 1
 
 
 def header(settled: "Settled", peak: "Peak") -> list[str]:
@@ -179,14 +199,19 @@ def farewell(trainer: "Trainer", stopped: str | None) -> list[str]:
 
     run, where = trainer.recipe.run.dir, step_folder(trainer.saver.root, trainer.state.step)
     if stopped:
-        wanted, again = trainer.recipe.train.stop_at_step, "run the same command to go on"
-        if wanted is not None and trainer.state.step >= wanted:  # the same command would stop again
+        again = "run the same command to go on"
+        if _is_last_wanted(trainer):  # the same command would stop again
             again = "raise train.stop_at_step or leave it out to go on"
         return [f"stopped at step {trainer.state.step:,} ({stopped}); saved in {where}; {again}"]
     return [
         f"done    {trainer.state.step:,} steps, {trainer.state.tokens_seen:,} tokens; saved in {where}",
         f'next    scaletrain generate {run} --prompt "..."   scaletrain export {run} OUT_DIR',
     ]
+
+
+def _is_last_wanted(trainer: "Trainer") -> bool:
+    wanted = trainer.recipe.train.stop_at_step
+    return wanted is not None and trainer.state.step >= wanted
 
 
 def _short(count: int) -> str:

@@ -60,8 +60,8 @@ def main() -> None:
     probe.clear()
 
 
-def _facts(job: Mapping[str, Any] | None, towards: str | None) -> dict[str, Any]:
-    """All parts of Facts; `job`: recipe, overrides and deepspeed_config, `towards`: a host that ranks here talk to."""
+def _facts(job: Mapping[str, Any] | None, master: str | None) -> dict[str, Any]:
+    """All parts of Facts. `job`: recipe, overrides and deepspeed_config; `master`: the host of rank 0, with several."""
     places = collect.scratch_places()
     questions: dict[str, Callable[[], Any]] = {
         "versions": collect.versions,
@@ -74,8 +74,8 @@ def _facts(job: Mapping[str, Any] | None, towards: str | None) -> dict[str, Any]
     }
     if job is not None:
         questions["job"] = lambda: read_job(**job)
-    if towards is not None:
-        questions["interface"] = lambda: collect.interface_towards(towards)
+    if master is not None:
+        questions["interface"] = lambda: collect.interface_towards(master)
     answers, late = collect.ask_all(questions, _PART_SECONDS)
     return asdict(Facts(host=os.uname().nodename, **answers, late=late))
 

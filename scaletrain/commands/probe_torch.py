@@ -1,7 +1,6 @@
 """What a probe does with torch: processes of their own for test ranks and for builds, which may crash or hang."""
 
 import json
-import os
 import subprocess
 import sys
 import tempfile
@@ -11,10 +10,7 @@ from dataclasses import asdict, dataclass
 from typing import IO, Any
 
 from scaletrain.cluster.doctor.agents import MARK, tell
-from scaletrain.cluster.doctor.collect import interface_towards
 from scaletrain.cluster.doctor.facts import Ranks
-
-_INTERFACES = ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")
 
 
 @dataclass(frozen=True)
@@ -40,17 +36,12 @@ class _Helper:
         return (_lines(self.err) or [f"ended with exit code {code}"])[-1]
 
 
-def try_ranks(ranks: Sequence[int], towards: str | None, seconds: float, **same: Any) -> dict[str, Any]:
-    """Starts a test rank for each number, side by side, and tells what they found together. `towards`: a host of other
-    ranks; `same`: what else `links.try_links` needs."""
-    env = dict(os.environ)
-    interface = None if towards is None else interface_towards(towards)
-    name = "lo" if towards is None else interface.name if interface and not interface.is_loopback else None
-    if name is not None:  # gloo takes that of this host's name, which /etc/hosts may map to 127.0.1.1
-        env = dict.fromkeys(_INTERFACES, name) | env
+def try_ranks(ranks: Sequence[int], seconds: float, **same: Any) -> dict[str, Any]:
+    """Starts a test rank for each number, side by side, and tells what they found together. `same`: the rest of their
+    World, `seats` and `rounds_seconds`."""
     end = time.monotonic() + seconds
     helpers = [
-        _start("rank", {**same, "rank": rank, "local_rank": place, "local_size": len(ranks)}, env)
+        _start("rank", {**same, "rank": rank, "local_rank": place, "local_size": len(ranks)})
         for place, rank in enumerate(ranks)
     ]
     wrong, faults, pairs, left_out = [], [], [], 0
@@ -69,14 +60,14 @@ def try_ranks(ranks: Sequence[int], towards: str | None, seconds: float, **same:
 
 def build_ops(ops: Sequence[str], seconds: float) -> dict[str, str]:
     """Compiles the ops; what went wrong with each, "" if nothing."""
-    told = _start("build", {"names": list(ops)}, os.environ).answer(seconds)
+    told = _start("build", {"names": list(ops)}).answer(seconds)
     return dict.fromkeys(ops, told) if isinstance(told, str) else told[0]
 
 
-def _start(what: str, details: Mapping[str, Any], env: Mapping[str, str]) -> _Helper:
+def _start(what: str, details: Mapping[str, Any]) -> _Helper:
     out, err = (tempfile.TemporaryFile() for _ in range(2))  # noqa: SIM115  closed with the helper
     command = [sys.executable, "-m", "scaletrain.commands.probe_torch", what, json.dumps(details)]
-    return _Helper(subprocess.Popen(command, env=env, stdin=subprocess.DEVNULL, stdout=out, stderr=err), out, err)
+    return _Helper(subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=out, stderr=err), out, err)
 
 
 def _lines(file: IO[bytes]) -> list[str]:
@@ -92,9 +83,9 @@ def main(what: str, details: str) -> None:
 
         tell(build(given["names"]))
         return
-    from scaletrain.runtime.dist import World
     from scaletrain.runtime.links import try_links
     from scaletrain.runtime.log import leave
+    from scaletrain.runtime.world import World
 
     seats, seconds = given.pop("seats"), given.pop("rounds_seconds")
     tell(try_links(World(**given), seats, seconds))

@@ -1,7 +1,6 @@
 """`scaletrain supervise`: a run on one node that is started again by itself when it dies."""
 
 import contextlib
-import shlex
 import shutil
 import sys
 import tempfile
@@ -15,7 +14,16 @@ from typing import Annotated, Any
 import typer
 
 from scaletrain.cluster.restarts import Restart, Restarts
-from scaletrain.commands.launcher import RANKS, SCRIPT, TORCHRUN, script_in, with_ranks
+from scaletrain.commands.launcher import RANKS, SCRIPT, launcher_words, script_in, with_ranks
+from scaletrain.commands.supervised_folder import (
+    EVENTS,
+    bytes_of_events,
+    holder,
+    is_finished,
+    last_metrics,
+    newest_step,
+    went_back,
+)
 from scaletrain.config.deepspeed import batch_plan, check_keys, load_deepspeed, settle
 from scaletrain.config.fewer_ranks import Fit, fewer_ranks
 from scaletrain.config.load import SOURCE_TREE, load_recipe
@@ -23,12 +31,16 @@ from scaletrain.config.schema import Recipe
 from scaletrain.errors import EXIT_STOPPED, ConfigError
 from scaletrain.runtime.exit_report import settle_end
 from scaletrain.runtime.gpus import begin_count, end_count
+from scaletrain.runtime.grace import Grace
 from scaletrain.runtime.launch import Launch
 from scaletrain.runtime.passed_signals import PassedSignals
-from scaletrain.track.sinks import Events, last_line
+from scaletrain.track.sinks import Events
 
 _POLL_SECONDS = 0.2
 _EXIT_GAVE_UP = 1
+_GRACE_SECONDS = 10.0  # for what a dead launch left, and two steps, after which its ranks notice and save
+_HELD_SECONDS = 600.0  # that a restart waits for a process which does not end
+_LONGEST_WAIT_SECONDS = 60.0
 _CLOCK_TICK_SECONDS = 0.05  # Linux dates files by the last tick: up to 10 ms before time.time()
 
 
@@ -68,7 +80,8 @@ def supervise(
     with tempfile.TemporaryDirectory(prefix="scaletrain-supervise-") as own:
         supervisor = Supervisor(
             folder=Path(settled.run.dir),
-            command=[*_launcher(launch, settled, ranks), *script],
+            hang_seconds=settled.guard.hang_seconds,
+            command=[*launcher_words(launch, ranks, settled.train.min_ranks), *script],
             policy=policy,
             own=Path(own),
             gpus_at_start=gpus_at_start,
@@ -76,33 +89,11 @@ def supervise(
         sys.exit(supervisor.run())
 
 
-def find_script(places: Sequence[Path]) -> Path:
-    """The program of a rank; ConfigError when no place has it."""
-    if (found := script_in(places)) is None:
-        raise ConfigError(f"{SCRIPT} is not in {' or '.join(map(str, places))}: run this in a clone of the repository")
+def find_script(places: Sequence[Path], script: Path = SCRIPT) -> Path:
+    """The program of a rank, or another file of the repository; ConfigError when no place has it."""
+    if (found := script_in(places, script)) is None:
+        raise ConfigError(f"{script} is not in {' or '.join(map(str, places))}: run this in a clone of the repository")
     return found
-
-
-def _launcher(template: str | None, recipe: Recipe, ranks: int) -> list[str]:
-    """The words before the script, with {ranks} where their number goes."""
-    least = recipe.train.min_ranks
-    if least is not None and least > ranks:
-        raise ConfigError(f"train.min_ranks={least} is more than the {ranks} ranks to start with: lower it")
-    if template is None:
-        return [*TORCHRUN, "--max-restarts=0"]
-    try:
-        words = shlex.split(template)
-    except ValueError as error:
-        raise ConfigError(
-            f"--launch {template!r} cannot be split into words ({error}): quote it as for a shell"
-        ) from None
-    if not words:
-        raise ConfigError("--launch is empty: give a command such as 'deepspeed --num_gpus {ranks}', or leave it out")
-    if least is not None and not any(RANKS in word for word in words):
-        raise ConfigError(
-            f"--launch {template!r} has no {RANKS}, so train.min_ranks={least} cannot be followed: add it"
-        )
-    return words
 
 
 def _fewer(recipe: Recipe, preset: dict[str, Any], began_with: int, at_most: int) -> Fit | None:
@@ -114,6 +105,7 @@ class Supervisor:
     """Starts a command over and over until it is done, stopped, at fault, or without hope."""
 
     folder: Path
+    hang_seconds: float  # that no save takes
     command: Sequence[str]  # with {ranks}
     policy: Restarts
     own: Path  # a folder for the exit codes of each launch
@@ -128,7 +120,7 @@ class Supervisor:
         signals = PassedSignals(self.folder / "stop", self._kill)
         signals.listen()
         while True:
-            before = newest_step(self.folder)
+            before, told = newest_step(self.folder), bytes_of_events(self.folder)
             code, cause = self._run_once(signals)
             if code is not None:
                 return code
@@ -136,15 +128,24 @@ class Supervisor:
             if signals.name is not None:
                 _say_error(f"the run was asked to stop ({signals.name}) and died: {cause}; {_goes_on(after)}")
                 return _EXIT_GAVE_UP
-            nxt = self.policy.after_death(saved=after > before, gpus=self._gpus_left())
+            # A roll-back passes over samples: it is progress, and guard.max_roll_backs bounds it.
+            progressed = after > before or went_back(self.folder, told)
+            nxt = self.policy.after_death(progressed=progressed, gpus=self._gpus_left())
             if isinstance(nxt, str):
                 _say_error(f"gave up {self._where()}: {nxt}; the last one: {cause}; {_goes_on(after)}")
                 return _EXIT_GAVE_UP
             self._tell(nxt, cause, after)
-            if signals.wait(nxt.wait_seconds) or self._stop_file_came():
+            who = self._wait(nxt.wait_seconds, signals)
+            if signals.name is not None or self._stop_file_came():
                 signals.take_back()
                 _say(f"stopped before restart {nxt.number}; {_goes_on(after)}")
                 return EXIT_STOPPED
+            if who is not None:
+                _say_error(
+                    f"gave up {self._where()}: {who} holds {self.folder} for {_HELD_SECONDS:g} s: end it, or restart "
+                    f"its node if it cannot be killed; the last launch: {cause}; {_goes_on(after)}"
+                )
+                return _EXIT_GAVE_UP
             self._record(nxt, cause, after)
 
     def _run_once(self, signals: PassedSignals) -> tuple[int | None, str]:
@@ -158,10 +159,28 @@ class Supervisor:
         while (code := launch.wait(_POLL_SECONDS)) is None:
             signals.pass_on()
         exits = launch.exits()  # read before the rest is ended: ranks that we end report a stop, which nobody asked for
-        if left := launch.clear():
+        if left := launch.clear(self._grace().is_over):
             _say(f"ended   what the launch had left, processes: {left}")
         signals.take_back()
-        return settle_end(code, exits, is_finished=_is_finished(self.folder)), launch.cause(code)
+        return settle_end(code, exits, is_finished=is_finished(self.folder)), launch.cause(code)
+
+    def _grace(self) -> Grace:
+        logged = last_metrics(self.folder, self._began) or {}
+        seconds = _GRACE_SECONDS + 2 * float(logged.get("step_seconds", 0))
+        return Grace(self.folder / "checkpoints", seconds, max(seconds, self.hang_seconds), _say)
+
+    def _wait(self, seconds: float, signals: PassedSignals) -> str | None:
+        """Before a restart: so many seconds, and longer and longer while a process holds the run's folder. It was
+        killed, but the kernel may keep it (a dead disk or GPU; much memory to free). Gives who did not let go."""
+        end, told = time.monotonic() + seconds + _HELD_SECONDS, False
+        while not signals.wait(seconds) and (who := holder(self.folder)) is not None:
+            if time.monotonic() >= end:
+                return who
+            if not told:
+                told = True
+                _say(f"wait    {who} still holds {self.folder}: the restart waits for it, {_HELD_SECONDS:g} s at most")
+            seconds = min(2 * seconds, _LONGEST_WAIT_SECONDS)
+        return None
 
     def _kill(self) -> None:
         if self._launch is not None:
@@ -185,7 +204,7 @@ class Supervisor:
     def _record(self, nxt: Restart, cause: str, saved: int) -> None:
         """A line of the run's events, which no rank writes now."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        Events(self.folder / "events.jsonl", rank=0).write(
+        Events(self.folder / EVENTS, rank=0).write(
             "restart", saved, number=nxt.number, of=self.policy.max_restarts, ranks=nxt.ranks, cause=cause,
             died_after=self._logged_step(), wait_seconds=nxt.wait_seconds,
         )  # fmt: skip
@@ -196,10 +215,7 @@ class Supervisor:
 
     def _logged_step(self) -> int | None:
         """The last step that this launch logged."""
-        path = self.folder / "metrics.jsonl"
-        if not path.is_file() or path.stat().st_mtime < self._began:
-            return None
-        line = last_line(path)
+        line = last_metrics(self.folder, self._began)
         return None if line is None else int(line["step"])
 
     def _stop_file_came(self) -> bool:
@@ -209,18 +225,6 @@ class Supervisor:
             return False
         file.unlink()
         return True
-
-
-def newest_step(folder: Path) -> int:
-    """The step of the newest whole checkpoint of a run folder; 0 without one."""
-    steps = (path.parent.name.removeprefix("step-") for path in folder.glob("checkpoints/step-*/manifest.json"))
-    return max((int(step) for step in steps if step.isdecimal()), default=0)
-
-
-def _is_finished(folder: Path) -> bool:
-    path = folder / "events.jsonl"
-    line = last_line(path) if path.is_file() else None
-    return line is not None and line["event"] == "end"
 
 
 def _goes_on(step: int) -> str:

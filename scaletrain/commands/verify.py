@@ -74,7 +74,13 @@ def verify(
 
 def _rehearse(rehearsal: Rehearsal, wanted: Sequence[int]) -> bool:
     """Launches and compares, a line a check; whether all agree."""
-    from scaletrain.engine.comparison import Finding, compare_closely, compare_exactly, compare_samples, read_trace
+    from scaletrain.engine.comparison import (
+        compare_closely,
+        compare_exactly,
+        compare_loaded,
+        compare_samples,
+        read_trace,
+    )
 
     half, end, first = rehearsal.half, 2 * rehearsal.half, wanted[0]
     rehearsal.launch("whole", first, end)
@@ -84,16 +90,16 @@ def _rehearse(rehearsal: Rehearsal, wanted: Sequence[int]) -> bool:
     whole, resumed = read_trace(rehearsal.folder / "whole"), read_trace(rehearsal.folder / "resumed")
     on_first = counted(first, "rank")
     repeated = _told(f"repeat  {on_first}, {_span(0, half)} trained twice", compare_exactly(whole, resumed, 0, half))
-    agrees = _told(f"resume  {on_first}, {_span(half, end)} after a stop", compare_exactly(whole, resumed, half, end))
+    found = [compare_loaded(resumed, resumed, half), *compare_exactly(whole, resumed, half, end)]
+    agrees = _told(f"resume  {on_first}, {_span(half, end)} after a stop", found)
     for ranks, name in copies.items():
         rehearsal.launch(name, ranks, end)
         other = read_trace(rehearsal.folder / name)
-        # The program refuses to train when the digest of what it loaded is not the checkpoint's.
-        digest = resumed.states[half].get("weight")
-        loaded = Finding(
-            digest is not None, f"state loaded as saved (weight {digest})" if digest else "no state digest"
-        )
-        found = [loaded, compare_samples(whole, other, end), compare_closely(whole, other, half, end)]
+        found = [
+            compare_loaded(resumed, other, half),
+            compare_samples(whole, other, end),
+            *compare_closely(whole, other, half, end),
+        ]
         agrees &= _told(f"reshard {counted(ranks, 'rank')} after {first}, {_span(half, end)}", found)
     return repeated and agrees
 

@@ -182,7 +182,7 @@ class Train(Section):
     run that is there or further trains no step."""
     max_restarts: NonNegative = 3
     """`scaletrain supervise`: restarts in a row that may save no new step before it gives up; one that saved a new step
-    before it died sets the count back to none. 0: a death is final."""
+    before it died, or rolled the run back, sets the count back to none. 0: a death is final."""
     min_ranks: Positive | None = None
     """`scaletrain supervise`: go on with fewer ranks, down to so many, when GPUs are gone or when two launches in a row
     died without a new step; default: always the same number."""

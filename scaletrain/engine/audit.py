@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +12,13 @@ from scaletrain.data.audit.fault import Fault
 from scaletrain.data.audit.order import SourceUse, Usage, compute_digests
 from scaletrain.data.mixture import SOURCE_SHIFT
 from scaletrain.data.training_data import TrainingData, open_training_data
-from scaletrain.engine.checkpoint import MANIFEST, Found, changed_keys, read_manifest
-from scaletrain.engine.history import EVENTS, History, Launch, past_weights, read_events, shown
+from scaletrain.engine.checkpoint import Found, changed_keys, read_manifest
+from scaletrain.engine.history import EVENTS, PASSED_OVER, History, Launch, past_weights, shown
+from scaletrain.engine.roll_back import FILE, Window, next_sample, read_windows
 from scaletrain.engine.state import RunState
+from scaletrain.engine.trail import read_events
 from scaletrain.errors import CheckpointError
+from scaletrain.runtime.checkpoint_names import MANIFEST, STEP
 
 
 @dataclass(frozen=True)
@@ -45,17 +48,23 @@ class Run:
         """To be computed."""
         return sum(branch.samples for branch in _branches(self.claims, self.record))
 
-    def samples_of(self, step: int) -> tuple[int, int]:
-        """Position of the first sample of optimizer step `step`, and how many it read. CheckpointError when the run has
-        not taken it."""
-        reached = max(self.state.step, self.history.last_step)
-        for launch in reversed(self.history.launches):
-            if launch.state.step < step:
+    def samples_of(self, step: int) -> list[tuple[int, int]]:
+        """Position of the first sample of optimizer step `step`, and how many it read: where a run that went back took
+        it on other samples each time, all of these, the last ones last. CheckpointError when it has not been taken."""
+        found: dict[tuple[int, int], None] = {}
+        launches = self.history.launches
+        reached = [launch.reached for launch in launches[:-1]]
+        reached += [max(launch.reached, self.state.step) for launch in launches[-1:]]
+        for launch, last in zip(launches, reached, strict=True):
+            if launch.state.step < step <= last:
                 batch = launch.batch or self.recipe.train.global_batch_size
-                if step <= reached:
-                    return launch.state.samples_seen + (step - 1 - launch.state.step) * batch, batch
-                break
-        raise CheckpointError(f"step {step} is not among those that the run has taken: its last is {reached}")
+                place = launch.state.samples_seen + (step - 1 - launch.state.step) * batch, batch
+                found.pop(place, None)
+                found[place] = None
+        if not found:
+            last = max(reached, default=0)
+            raise CheckpointError(f"step {step} is not among those that the run has taken: its last is {last}")
+        return list(found)
 
     def rows_at(self, start: int, count: int) -> list[tuple[str, int]]:
         """Source and row of the samples at positions start..start+count-1 of the run."""
@@ -97,6 +106,7 @@ def open_run(folder: Path, overrides: Sequence[str] = ()) -> Run:
         return Run(recipe, history, names, (), None, {}, state)
     for checkpoint in found:
         _compare_with_events(checkpoint, history)
+    _compare_with_windows(folder / "checkpoints", history)
     records = [launch.record for launch in history.launches[-1:]] + [f.manifest["reading"] or {} for f in found[-1:]]
     record = records[-1] if records else {}
     data = open_training_data(recipe.data, recipe.seed).renumbered(record)
@@ -174,7 +184,7 @@ def _branches(claims: Sequence[Claim], record: Mapping[str, Any]) -> Iterator[_B
 def _read_manifests(root: Path, history: History) -> list[Found]:
     """The checkpoints that are there, oldest first; a manifest that is not whole is a fault."""
     found = []
-    for folder in sorted(root.glob("step-*")):
+    for folder in sorted(root.glob(f"{STEP}*")):
         try:
             found.append(Found(folder, read_manifest(folder)))
         except CheckpointError as error:
@@ -193,8 +203,9 @@ def _compare_with_events(found: Found, history: History) -> None:
     event = history.saved.get(name)
     if event is None:
         history.notes.append(Fault(where, f"{EVENTS} does not tell of this checkpoint (a kill just after the save)"))
-    elif (state.step, state.samples_seen, state.sample_digest) != (event.step, event.samples_seen, event.sample_digest):
-        history.faults.append(Fault(where, "state", f"that of its event, {shown(event)}", shown(state)))
+    elif replace(state, tokens_seen=0, skipped_steps=0) != event:
+        right = f"that of its event ({history.told[name]}), {shown(event)}"
+        history.faults.append(Fault(where, "state", right, shown(state)))
     batch = found.manifest["recipe"]["train"]["global_batch_size"]
     if history.batches.get(name, batch) != batch:
         history.faults.append(Fault(where, "samples a step", f"the recipe's {batch}", str(history.batches[name])))
@@ -202,6 +213,37 @@ def _compare_with_events(found: Found, history: History) -> None:
     if (tokens := (state.samples_seen - state.passed_over) * length) != state.tokens_seen:
         right = f"{tokens:,}, which is {length} a sample"
         history.faults.append(Fault(where, "tokens_seen", right, f"{state.tokens_seen:,}"))
+
+
+def _compare_with_windows(root: Path, history: History) -> None:
+    """Roll-backs and the samples passed over against the windows that the run keeps. A window is written before its
+    roll-back is told, so that a kill in between leaves one of which no event tells."""
+    file = f"checkpoints/{FILE}"
+    try:
+        windows = read_windows(root)
+    except CheckpointError as error:
+        history.faults.append(Fault(file, str(error)))
+        return
+    told = 0  # windows up to that of the last roll-back
+    for detour in history.detours:
+        if detour.end is None:
+            own = (number for number in range(told, len(windows)) if windows[number].start == detour.first)
+            if (number := next(own, None)) is None:
+                right = f"a window in {file} from {detour.first:,} on"
+                history.faults.append(Fault(detour.where, "samples to pass over", right, "none"))
+            else:
+                told = number + 1
+            continue
+        ends = {end for count in range(told, len(windows) + 1) for end in _ends(windows[:count], detour.first)}
+        if detour.end not in ends:
+            right = f"up to {max(ends):,}, as {file} says"
+            history.faults.append(Fault(detour.where, PASSED_OVER, right, f"up to {detour.end:,}"))
+
+
+def _ends(windows: Sequence[Window], first: int) -> set[int]:
+    """Where a run may go on that stands at sample `first`, with batches that may or may not reach a window."""
+    batches = [1, *(window.start - first + 1 for window in windows if window.start > first)]
+    return {next_sample(windows, first, batch) for batch in batches}
 
 
 def _other_data(found: Found, data: TrainingData, history: History) -> bool:

@@ -18,13 +18,12 @@ from scaletrain.engine.digest import Sums, shown
 from scaletrain.engine.state import RunState
 from scaletrain.errors import CheckpointError
 from scaletrain.runtime import dist
+from scaletrain.runtime.checkpoint_names import MANIFEST, STEP, UNFINISHED, step_names
 from scaletrain.runtime.files import hash_file, sync_folder, write_json, write_whole
 
 FORMAT = 3
-MANIFEST = "manifest.json"
 _ADDABLE = "source "  # parts of a mixture: they may come and go at a resume, but never change
 SELF = "manifest_xxh3_128"  # the manifest's key for the hash of all its other values
-_UNFINISHED, _STEP = ".unfinished-", "step-"
 BEST = "best"
 
 
@@ -36,7 +35,9 @@ class Saves(Protocol):
     """What can be checkpointed: the engine, seen from here."""
 
     def writer(self, *, copy: bool) -> Callable[[Path], Written]: ...
-    def load(self, folder: Path, files: Iterable[str], stored: Mapping[str, str] | None = None) -> None: ...
+    def load(
+        self, folder: Path, files: Iterable[str], stored: Mapping[str, str] | None = None
+    ) -> dict[str, str] | None: ...
 
 
 @dataclass(frozen=True)
@@ -81,7 +82,7 @@ def read_position(found: Found) -> dict[str, Any] | None:
 
 
 def step_folder(root: Path, step: int) -> Path:
-    return root / f"{_STEP}{step:08d}"
+    return root / f"{STEP}{step:08d}"
 
 
 @dataclass(frozen=True)
@@ -178,7 +179,7 @@ def _settle(future: Future[Written], work: Callable[[], Written]) -> None:
 
 
 def _unfinished_folder(root: Path, state: RunState) -> Path:
-    return root / f"{_UNFINISHED}{step_folder(root, state.step).name}"
+    return root / f"{UNFINISHED}{step_folder(root, state.step).name}"
 
 
 @contextmanager
@@ -250,7 +251,7 @@ class Best:
 
     @property
     def step(self) -> int:
-        return int(self.checkpoint.removeprefix(_STEP))
+        return int(self.checkpoint.removeprefix(STEP))
 
     def is_better(self, other: "Best | None", *, lowest: bool) -> bool:
         """Whether this one is to be kept; a value that is no number never is."""
@@ -289,7 +290,7 @@ def clean(
 
     Those of steps that are multiples of `keep_every` stay, and the one named `best`.
     """
-    gone = [p for p in root.glob(f"{_UNFINISHED}*") if p.is_dir()]
+    gone = [p for p in root.glob(f"{UNFINISHED}*") if p.is_dir()]
     if keep_last is not None:
         older = list(step_names(root).items())[:-keep_last]
         gone += [root / name for name, step in older if name != best and (not keep_every or step % keep_every)]
@@ -301,8 +302,8 @@ def clean(
 def _remove(folder: Path) -> None:
     """Takes the folder's name from it first: a kill on the way leaves nothing that looks like a checkpoint."""
     nameless = folder
-    if not folder.name.startswith(_UNFINISHED):
-        nameless = folder.with_name(f"{_UNFINISHED}removal-of-{folder.name}")
+    if not folder.name.startswith(UNFINISHED):
+        nameless = folder.with_name(f"{UNFINISHED}removal-of-{folder.name}")
         with suppress(OSError):  # as for the removal: what cannot go now goes another time
             folder.rename(nameless)
     shutil.rmtree(nameless, ignore_errors=True)
@@ -347,12 +348,6 @@ def damage(found: Found, part: int = 0, parts: int = 1) -> str | None:
         if hash_file(found.folder / name) != records[name]["xxh3_128"]:
             return f"{name} is not as it was written (its hash differs)"
     return None
-
-
-def step_names(root: Path) -> dict[str, int]:
-    """The checkpoints below `root` and their steps, oldest first, whole or not."""
-    found = {p.name: p.name.removeprefix(_STEP) for p in sorted(root.glob(f"{_STEP}*")) if p.is_dir()}
-    return {name: int(step) for name, step in found.items() if step.isdecimal()}  # not step-4.bak
 
 
 def newest_good(root: Path, tell: Callable[[str, str], None], last_step: int | None = None) -> Found | None:

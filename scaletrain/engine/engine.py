@@ -191,12 +191,15 @@ class Engine:
             torch.cuda.synchronize(self._device)
         return [replace(entry, values=copy) for entry, copy in zip(entries, copies, strict=True)]
 
-    def load(self, folder: Path, files: Iterable[str], stored: Mapping[str, str] | None = None) -> None:
+    def load(
+        self, folder: Path, files: Iterable[str], stored: Mapping[str, str] | None = None
+    ) -> dict[str, str] | None:
         """Takes this rank's part of the weights and of the optimizer's state from the `files` of a checkpoint.
 
         They may be of any number of ranks, any ZeRO stage and any precision. The optimizer's settings stay the
         recipe's. All ranks call it; CheckpointError when something is missing, or when what the optimizers then hold
-        has not the digest `stored` (in the checkpoint's manifest, unless it is older than digests).
+        has not the digest `stored` (in the checkpoint's manifest, unless it is older than digests). Returns the digest
+        of what they hold, where there was one to compare it with.
         """
         saved = state_files.StateFiles(folder, files)
         held = fragments.pieces(self._engine, self._zero_stage)
@@ -215,16 +218,16 @@ class Engine:
                         saved.fill(kind, piece.name, piece.start, values)
         fragments.write_scaler(self._engine, saved.scaler)
         fragments.refresh(self._engine, self._zero_stage)
-        if stored is not None:
-            self._prove_loaded(held, stored, folder)
+        return self._prove_loaded(held, stored, folder) if stored is not None else None
 
-    def _prove_loaded(self, held: list[fragments.Piece], stored: Mapping[str, str], folder: Path) -> None:
+    def _prove_loaded(self, held: list[fragments.Piece], stored: Mapping[str, str], folder: Path) -> dict[str, str]:
         found = digest.sums(self._entries(held))
         found[digest.STEP] = digest.sum_of_steps(held, fragments.steps(self._engine, held))
         if self._zero_stage != 0:  # there each rank holds all of it, and proves all
             found = dict(zip(found, dist.sum_modulo(list(found.values())), strict=True))
         with dist.together():
             digest.check(found, stored, str(folder))
+        return digest.shown(found)
 
     def _to_device(self, batch: Batch) -> Batch:
         if self._device.type == "cpu":

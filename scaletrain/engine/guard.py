@@ -75,9 +75,9 @@ def not_finite(losses: Sequence[Sequence[float]]) -> list[tuple[int, int]]:
     return [(rank, n) for rank, of in enumerate(losses) for n, loss in enumerate(of) if not math.isfinite(loss)]
 
 
-def show_command(run: str, step: int) -> str:
-    """What shows the samples of a step of a run."""
-    return f"scaletrain audit {shlex.quote(run)} --step {step}"
+def show_command(run: str, first_sample: int, samples: int) -> str:
+    """What shows samples of a run. By their place in its order: a step may be taken again on others."""
+    return f"scaletrain audit {shlex.quote(run)} --from {first_sample} --show {samples}"
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ next launch sets aside what the killed one had no time for. The way of PaLM (htt
 """
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -16,6 +16,7 @@ from scaletrain.engine.checkpoint import Found
 from scaletrain.engine.guard import GoBack
 from scaletrain.errors import CheckpointError, TrainingError
 from scaletrain.runtime import dist
+from scaletrain.runtime.checkpoint_names import step_names
 from scaletrain.runtime.files import write_whole
 
 FILE = "passed-over.json"
@@ -34,13 +35,21 @@ def read_windows(root: Path) -> list[Window]:
     """Those of a run's `checkpoints` folder. CheckpointError when the file is damaged."""
     path = root / FILE
     try:
-        return [Window(**window) for window in json.loads(path.read_text(encoding="utf-8"))]
+        windows = json.loads(path.read_text(encoding="utf-8"))
+        return [Window(int(window["start"]), int(window["end"]), str(window["reason"])) for window in windows]
     except FileNotFoundError:
         return []
-    except (ValueError, TypeError) as error:
+    except (ValueError, KeyError, TypeError) as error:
         raise CheckpointError(
             f"{path}: cannot be read ({error}): restore it, or remove it to have the run read those samples again"
         ) from error
+
+
+def next_sample(windows: Sequence[Window], position: int, batch: int) -> int:
+    """The first position from `position` on at which `batch` samples are in no window."""
+    while inside := [w.end for w in windows if w.start < position + batch and position < w.end]:
+        position = max(inside)
+    return position
 
 
 class NoTarget(Exception):  # noqa: N818  no error: the run goes on where it is
@@ -56,7 +65,7 @@ def open_roll_backs(root: Path, most: int, tell: Callable[[str, str], None]) -> 
     with dist.together():
         if dist.rank() == 0:
             windows = read_windows(root)
-            inside = [name for name in checkpoint.step_names(root) if _is_inside(root / name, windows)]
+            inside = [name for name in step_names(root) if _is_inside(root / name, windows)]
             _set_aside(root, inside)
             for name in inside:
                 tell(name, f"the run had gone back from it ({FILE})")
@@ -72,10 +81,7 @@ class RollBacks:
     windows: list[Window]
 
     def next_sample(self, position: int, batch: int) -> int:
-        """The first position from `position` on at which `batch` samples are in no window."""
-        while inside := [w.end for w in self.windows if w.start < position + batch and position < w.end]:
-            position = max(inside)
-        return position
+        return next_sample(self.windows, position, batch)
 
     def target(self, back: GoBack, tell: Callable[[str, str], None]) -> Found:
         """The newest good checkpoint up to `back.last_step`; an older one when the run was there before, as the fault
@@ -106,7 +112,7 @@ class RollBacks:
             if dist.rank() == 0:
                 text = json.dumps([asdict(window) for window in self.windows], indent=2) + "\n"
                 write_whole(self.root / FILE, text)
-                steps = checkpoint.step_names(self.root)
+                steps = step_names(self.root)
                 _set_aside(self.root, [name for name, step in steps.items() if step > found.state.step])
 
     def _newest(self, last_step: int, tell: Callable[[str, str], None]) -> Found | None:
@@ -128,5 +134,5 @@ def _set_aside(root: Path, names: list[str]) -> None:
     """From the newest to the oldest, and `latest` last: a kill on the way leaves an order that can be gone on with."""
     if names:
         checkpoint.set_aside(root, names[::-1], "rolled-back")
-        if left := list(checkpoint.step_names(root)):
+        if left := list(step_names(root)):
             checkpoint.point_latest(root, left[-1])

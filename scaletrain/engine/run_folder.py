@@ -6,6 +6,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import time
 from importlib import metadata
 from pathlib import Path
 from typing import IO, Any
@@ -13,11 +14,13 @@ from typing import IO, Any
 import torch
 
 from scaletrain.errors import ConfigError
-from scaletrain.runtime.dist import World
+from scaletrain.runtime import network
 from scaletrain.runtime.files import TEMPORARY, write_json, write_whole
-from scaletrain.runtime.locks import NoLocksError, try_lock
+from scaletrain.runtime.locks import RUN_LOCK, NoLocksError, try_lock
 from scaletrain.runtime.machine import cores
+from scaletrain.runtime.world import World
 
+_SHOWN_SECONDS = 60.0  # after which NFS forgets, by default, that a file was missing
 _PACKAGES = ("scaletrain", "torch", "deepspeed", "transformers", "tokenizers", "datasets", "numpy")
 
 
@@ -26,7 +29,7 @@ def hold(folder: Path) -> IO[str]:
 
     Raises ConfigError when the folder cannot be written or another run holds it.
     """
-    lock = folder / ".lock"
+    lock = folder / RUN_LOCK
     try:
         (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
         file = lock.open("a+", encoding="utf-8")
@@ -57,11 +60,23 @@ def hold(folder: Path) -> IO[str]:
 
 
 def holder(folder: Path) -> str:
-    """Who holds the folder, or held it last, as this node reads it; "" where nobody did or the folder is missing."""
+    """Who holds the folder, or held it last, as hold() wrote it; "" when nobody ever did."""
     try:
-        return (folder / ".lock").read_text(encoding="utf-8", errors="replace").strip()
+        return (folder / RUN_LOCK).read_text(encoding="utf-8").strip()
     except OSError:
         return ""
+
+
+def check_shared(folder: Path, held_by: str, patience: float = _SHOWN_SECONDS) -> None:
+    """ConfigError when the folder, seen from this node, is not the one that `held_by`, rank 0's process, has locked."""
+    deadline = time.monotonic() + patience
+    while holder(folder) != held_by:
+        if time.monotonic() > deadline:
+            raise ConfigError(
+                f"run.dir={folder} on {socket.gethostname()} is not the folder that rank 0 ({held_by}) writes to: put "
+                "it on a disk that all nodes share"
+            )
+        time.sleep(0.2)
 
 
 def describe(folder: Path, recipe_yaml: str, world: World, device: torch.device, deepspeed: dict[str, Any]) -> None:
@@ -82,6 +97,7 @@ def environment(world: World, device: torch.device, deepspeed: dict[str, Any]) -
         "cores": cores(),
         "threads": torch.get_num_threads(),
         "world": {"ranks": world.size, "nodes": world.nodes, "ranks_on_node": world.local_size},
+        "network": {name: os.environ.get(name) for name in network.VARIABLES},
         "deepspeed_config": deepspeed,
     }
 

@@ -41,7 +41,8 @@ class RunState:
     @property
     def counted_samples(self) -> dict[str, int | str]:
         """What an event tells, for an audit, of the samples so far."""
-        return {name: value for name, value in self.to_dict().items() if name in ("samples_seen", "sample_digest")}
+        told = ("samples_seen", "sample_digest", "passed_over")
+        return {name: value for name, value in self.to_dict().items() if name in told}
 
     def to_dict(self) -> dict[str, int | str]:
         return {**asdict(self), "sample_digest": f"{self.sample_digest:016x}"}  # JSON numbers end at 2**53

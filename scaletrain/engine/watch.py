@@ -61,7 +61,7 @@ class Watch:
             ranks=sorted({rank for rank, _ in bad}),
             micro_batches=[{"rank": rank, "micro_batch": number} for rank, number in bad],
         )  # fmt: skip
-        self._records.say(f"skipped step {state.step}: {cause}{self._how_to_show(state.step)}")
+        self._records.say(f"skipped step {state.step}: {cause}{self._how_to_show(first, batch)}")
         is_usual = not result.weight or (self._recipe.train.precision == "fp16" and not bad)
         self._skips.note(cause, state.step, state.samples_seen, is_usual=is_usual)
 
@@ -75,7 +75,8 @@ class Watch:
         if spike is None:
             return
         self._records.event("spike", state.step, **asdict(spike))
-        self._records.say(f"spike   at step {state.step}: {spike}{self._how_to_show(spike.first_step)}")
+        shown = self._how_to_show(spike.first_sample, spike.samples)
+        self._records.say(f"spike   at step {state.step}: {spike}{shown}")
         self._spikes.judge(spike)
 
     def seconds(self, mine: float, step: int) -> dict[str, Any]:
@@ -116,7 +117,7 @@ class Watch:
         self._skips.note(None)
         self._before, self._spikes = position - 1, SpikeGuard(self._recipe.guard, memory)
 
-    def _how_to_show(self, step: int) -> str:
+    def _how_to_show(self, first_sample: int, samples: int) -> str:
         if self._recipe.data.source == "huggingface":
             return ""  # a live source is read once
-        return f"; {show_command(self._recipe.run.dir, step)} shows them"
+        return f"; {show_command(self._recipe.run.dir, first_sample, samples)} shows them"

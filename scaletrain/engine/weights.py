@@ -6,9 +6,10 @@ from pathlib import Path
 
 import torch
 
-from scaletrain.engine.checkpoint import BEST, MANIFEST, Found, damage, newest_good, read_best, read_manifest
+from scaletrain.engine.checkpoint import BEST, Found, damage, newest_good, read_best, read_manifest
 from scaletrain.engine.state_files import StateFiles
 from scaletrain.errors import CheckpointError
+from scaletrain.runtime.checkpoint_names import MANIFEST, STEP
 
 
 def find_checkpoint(path: Path, tell: Callable[[str, str], None] = lambda name, why: None) -> Found:
@@ -22,7 +23,7 @@ def find_checkpoint(path: Path, tell: Callable[[str, str], None] = lambda name, 
         if (best := read_best(path.parent)) is None:
             raise CheckpointError(f"{path}: names no checkpoint: train with checkpoint.best_metric, or give the run")
         path = path.parent / best.checkpoint
-    if (path / MANIFEST).is_file() or path.name.startswith("step-"):
+    if (path / MANIFEST).is_file() or path.name.startswith(STEP):
         found = Found(path, read_manifest(path))
         if (wrong := damage(found)) is not None:
             raise CheckpointError(f"{path}: {wrong}: give an older checkpoint folder instead")

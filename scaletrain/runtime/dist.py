@@ -4,7 +4,6 @@ import os
 import socket
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
@@ -12,27 +11,12 @@ import torch
 import torch.distributed as dist
 
 from scaletrain.errors import ClusterError, ScaleTrainError
+from scaletrain.runtime import network
+from scaletrain.runtime.world import World
 
 TIMEOUT = timedelta(minutes=30)  # torch's default too
 _REACH_SECONDS = 60.0
-
-
-@dataclass(frozen=True)
-class World:
-    """Where this process stands among all: `rank` of `size`, `local_rank` of `local_size` on node `node` of `nodes`."""
-
-    rank: int = 0
-    size: int = 1
-    local_rank: int = 0
-    local_size: int = 1
-    node: int = 0
-    nodes: int = 1
-    master_address: str = "127.0.0.1"
-    master_port: int | None = None
-
-    @property
-    def is_first(self) -> bool:
-        return self.rank == 0
+_SHARED = "all ranks raise this"  # a note on the error, which its traceback shows
 
 
 def device_of(world: World) -> torch.device:
@@ -41,7 +25,7 @@ def device_of(world: World) -> torch.device:
     if 0 < gpus <= world.local_rank:
         raise ClusterError(
             f"rank {world.rank} is number {world.local_rank} on this node, which shows {gpus} GPUs: start one rank a "
-            "GPU, and let each rank see all GPUs of the node"
+            "GPU, and let each rank see all GPUs of the node (SLURM: --gpus-per-node, not --gpus-per-task)"
         )
     return torch.device("cuda", world.local_rank) if torch.cuda.is_available() else torch.device("cpu")
 
@@ -61,6 +45,8 @@ def start(world: World, timeout: timedelta = TIMEOUT) -> None:
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
     if torch.cuda.is_available():
         torch.cuda.set_device(world.local_rank)
+    if world.nodes > 1:
+        network.choose_interface(world.master_address)
     # One rank needs no port: a store in memory cannot meet another run's port.
     store = torch._C._distributed_c10d.HashStore() if world.size == 1 else None
     # torch's env:// knows that torchrun's agent holds the store already; DeepSpeed reads the variables as well.
@@ -81,7 +67,8 @@ def start(world: World, timeout: timedelta = TIMEOUT) -> None:
     except dist.DistError as error:
         raise ClusterError(
             f"rank {world.rank} cannot meet the others at {world.master_address}:{world.master_port} "
-            f"({str(error).splitlines()[0]}): is the port taken by another run? Give --master_port another number"
+            f"({str(error).splitlines()[0]}): is the port taken by another run? Give another one (--master_port; under "
+            "srun MASTER_PORT)"
         ) from error
 
 
@@ -149,8 +136,8 @@ def gather(value: Any) -> list[Any]:
 def together() -> Iterator[None]:
     """All ranks succeed or all raise the first rank's error: none is left waiting for one that failed.
 
-    Every rank must enter it. A ScaleTrainError or an OSError inside is shared; anything else is a defect and ends its
-    rank at once.
+    Every rank must enter it. A ScaleTrainError or an OSError inside is shared, see is_shared; anything else is a defect
+    and ends its rank at once.
     """
     mine: ScaleTrainError | OSError | None = None
     try:
@@ -159,4 +146,11 @@ def together() -> Iterator[None]:
         mine = error
     for theirs in gather(mine):
         if theirs is not None:
+            if not is_shared(theirs):  # by a together() inside of this one
+                theirs.add_note(_SHARED)
             raise theirs
+
+
+def is_shared(error: BaseException) -> bool:
+    """Whether all ranks raise it: together() did, or what it raised is the cause."""
+    return _SHARED in getattr(error, "__notes__", ()) or (error.__cause__ is not None and is_shared(error.__cause__))

@@ -22,12 +22,19 @@ def report_exit(code: int) -> int:
     return code
 
 
+def report_wish(reason: str) -> None:
+    """Appends "wish REASON" to the same file: a person wants the run stopped; no scheduler may start it again."""
+    if name := os.environ.get(EXIT_FILE):
+        with Path(name).open("a", encoding="utf-8") as file:
+            file.write(f"wish {reason}\n")
+
+
 def read_exits(path: Path) -> dict[int, int]:
     """Exit codes by rank; ranks that wrote none are missing."""
     if not path.is_file():
         return {}
     lines = [line.split() for line in path.read_text(encoding="utf-8").splitlines()]
-    return {int(line[0]): int(line[1]) for line in lines if len(line) == 2}
+    return {int(line[0]): int(line[1]) for line in lines if len(line) == 2 and line[0].isdecimal()}
 
 
 def settle_end(code: int, exits: Mapping[int, int], *, is_finished: bool) -> int | None:

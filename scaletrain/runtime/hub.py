@@ -1,5 +1,6 @@
 """Rank 0's ear for all ranks: who died, who failed, who keeps the others waiting."""
 
+import math
 import socket
 import threading
 import time
@@ -16,6 +17,9 @@ from scaletrain.runtime.pulse import Mark, Peer
 STACK_SECONDS = 2.0  # for all ranks to write their stacks
 _DEATH_SECONDS = 0.2  # for the other deaths of the same moment
 _FAIL_SECONDS = 1.0  # a failed rank may only have met a broken connection: the death that broke it is told first
+_ALIKE_SECONDS = 3.0  # for the others to meet the same fault, after which the rank is alone with it
+_GUEST_SECONDS, _GUEST_BYTES = 30.0, 1 << 16  # that a connection has to show the token
+_DEAF_SECONDS = 1.0  # without a free file number
 
 
 @dataclass(frozen=True)
@@ -54,17 +58,32 @@ class Watched:
         return self.logs / f"rank-{peer.rank:05d}.log"
 
 
-class Hub:
-    """Rank 0's thread: hears all ranks and ends the run when one is lost."""
+@dataclass(frozen=True)
+class Failure:
+    """What a rank said as it failed. `is_fault`: all may have met it, as one of the input."""
 
-    def __init__(self, server: socket.socket, token: str, watched: Watched) -> None:
-        self._server, self._token, self._watched = server, token, watched
+    when: float
+    text: str
+    is_fault: bool
+
+    @property
+    def patience(self) -> float:
+        return _ALIKE_SECONDS if self.is_fault else _FAIL_SECONDS
+
+
+class Hub:
+    """Rank 0's thread: hears all `size` ranks and ends the run when one is lost."""
+
+    def __init__(self, server: socket.socket, size: int, token: str, watched: Watched) -> None:
+        self._server, self._size, self._token, self._watched = server, size, token, watched
         self._clock = Clock()
-        self._guests: list[Lines] = []  # connections without a token so far
+        self._guests: dict[Lines, float] = {}  # connections without a token so far, and when they came
+        self._deaf_until = 0.0
         self._lines: dict[int, Lines] = {}
         self._peers: dict[int, Peer] = {}
         self._dead: list[tuple[float, int]] = []
-        self._failed: dict[int, tuple[float, str]] = {}
+        self._failed: dict[int, Failure] = {}
+        self._alike = False
         self.closing = False
         self.thread = threading.Thread(target=self._watch, name="lifeline hub", daemon=True)
         self.thread.start()
@@ -72,21 +91,28 @@ class Hub:
     def close(self) -> None:
         """Says goodbye to all and waits, a second at most, until they have heard it."""
         self.closing = True
+        for lines in list(self._lines.values()):
+            lines.hurry()  # one who no longer reads must not keep the others from hearing it
         self._tell({"bye": True})
         self.thread.join(1.0)
 
     def _watch(self) -> None:
-        beat = 0.0
+        beat = now = 0.0
         while not (self.closing and len(self._lines) <= 1):
-            heard = [self._server, *(lines.socket for lines in [*self._guests, *self._lines.values()])]
+            heard = [lines.socket for lines in [*self._guests, *self._lines.values()]]
+            if now >= self._deaf_until:
+                heard.append(self._server)
             ready = wait(heard, 0.1)  # select() takes no file number above 1023
             now = self._clock.now()
-            if self._server in ready:
-                self._guests.append(Lines(self._server.accept()[0]))
-            for guest in [guest for guest in self._guests if guest.socket in ready]:
-                self._admit(guest, now)
             for rank, lines in [item for item in self._lines.items() if item[1].socket in ready]:
                 self._hear(rank, lines, now)
+            for guest, came in list(self._guests.items()):  # after the ranks: who is admitted was read from just now
+                if guest.socket in ready:
+                    self._admit(guest, now)
+                elif now - came > _GUEST_SECONDS:
+                    self._refuse(guest)
+            if self._server in ready:
+                self._welcome(now)
             if self.closing:
                 continue
             if now - beat >= self._watched.interval:
@@ -98,22 +124,32 @@ class Hub:
         for lines in list(self._lines.values()):
             lines.send(message)
 
+    def _welcome(self, now: float) -> None:
+        try:
+            connection = self._server.accept()[0]
+        except OSError:  # no file number is free, or the guest has gone again: ranks wait in the queue
+            self._deaf_until = now + _DEAF_SECONDS
+            return
+        self._guests[Lines(connection, _GUEST_BYTES)] = now
+
     def _admit(self, guest: Lines, now: float) -> None:
         """A stranger's connection ends; a rank's first line holds the token."""
-        try:
-            messages = guest.read()
-        except ValueError:
-            messages = None
+        messages = guest.read()
         if messages == []:
             return
-        self._guests.remove(guest)
-        if messages and isinstance(messages[0], dict) and messages[0].get("token") == self._token:
+        if messages and messages[0].get("token") == self._token:
+            del self._guests[guest]
+            guest.most_bytes = math.inf
             rank = int(messages[0]["rank"])
             self._lines[rank] = guest
             self._peers[rank] = Peer(**messages[0]["process"], heard=now, moved=now)
             self._take(rank, messages[1:], now)
         else:
-            guest.socket.close()
+            self._refuse(guest)
+
+    def _refuse(self, guest: Lines) -> None:
+        del self._guests[guest]
+        guest.socket.close()
 
     def _hear(self, rank: int, lines: Lines, now: float) -> None:
         messages = lines.read()
@@ -130,17 +166,23 @@ class Hub:
             if "mark" in message and rank in self._peers:
                 self._peers[rank].note(Mark(*message["mark"]), now)
             if "failed" in message:
-                self._failed.setdefault(rank, (now, message["failed"]))
+                self._failed.setdefault(rank, Failure(now, message["failed"], message["is_fault"]))
             if "bye" in message:
                 self._peers.pop(rank, None)
 
     def _judge(self, now: float) -> None:
+        if self._alike:  # they end by themselves
+            return
+        if len(self._failed) == self._size and all(failure.is_fault for failure in self._failed.values()):
+            self._alike = True
+            self._tell({"alike": True})
+            return
         deaths = [(when, rank) for when, rank in self._dead if rank not in self._failed]
         if deaths and now - deaths[0][0] >= _DEATH_SECONDS:
             self._end(self._watched.death(self._peers[deaths[0][1]], [self._peers[rank] for _, rank in deaths[1:]]))
-        for rank, (when, text) in self._failed.items():
-            if not deaths and rank in self._peers and now - when >= _FAIL_SECONDS:
-                self._end(self._watched.failure(self._peers[rank], text))
+        for rank, failure in self._failed.items():
+            if not deaths and rank in self._peers and now - failure.when >= failure.patience:
+                self._end(self._watched.failure(self._peers[rank], failure.text))
         hang = pulse.find_hang(self._peers.values(), now, self._watched.hang_seconds)
         if hang is not None and not deaths and not self._failed:
             self._tell({"stacks": True})

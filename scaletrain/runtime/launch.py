@@ -11,12 +11,12 @@ import termios
 import threading
 import tty
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from scaletrain.errors import ConfigError
 from scaletrain.runtime.exit_report import EXIT_FILE, read_exits
-from scaletrain.runtime.processes import end_marked
+from scaletrain.runtime.processes import end_marked, kill_group, process_begun
 
 _LINES = 2000  # of the output that are remembered: the tracebacks of many ranks
 _LINE_BYTES = 4000
@@ -50,6 +50,7 @@ class Launch:
             raise ConfigError(
                 f"{command[0]} cannot be started ({error.strerror}): give --launch a program that is on this machine"
             ) from error
+        self._begun = process_begun(self._process.pid)
         for number, (mine, its) in streams.items():
             os.close(its)
             self._tails[number] = deque(maxlen=_LINES)
@@ -63,19 +64,19 @@ class Launch:
             return self._process.wait(seconds)
         return None
 
-    def clear(self, grace_seconds: float = 10.0) -> int:
-        """Ends every process of it that is left, and passes on the last of the output. Gives how many were left."""
-        left = self.kill(grace_seconds)
+    def clear(self, is_over: Callable[[], bool]) -> int:
+        """Ends every process of it that is left, by force once their grace `is_over`, and passes on the last of the
+        output. Gives how many were left."""
+        left = self.kill(is_over)
         self._process.wait()
         for pump in self._pumps:
             pump.join(_DRAIN_SECONDS)
         return left
 
-    def kill(self, grace_seconds: float = 0.0) -> int:
+    def kill(self, is_over: Callable[[], bool] | None = None) -> int:
         """Ends every process of it and waits for none of the output; safe in a signal handler."""
-        left = end_marked(EXIT_FILE, str(self._exit_file), grace_seconds)
-        with contextlib.suppress(ProcessLookupError, PermissionError):  # where there is no /proc
-            os.killpg(self._process.pid, signal.SIGKILL)
+        left = end_marked(EXIT_FILE, str(self._exit_file), is_over)
+        kill_group(self._process.pid, self._begun)  # where there is no /proc, or none of the environment is left
         return left
 
     def exits(self) -> dict[int, int]:
@@ -89,14 +90,20 @@ class Launch:
 
 
 def cause_of_death(lines: Sequence[str], code: int) -> str:
-    """The most telling of a dead launch's last lines."""
+    """The most telling of a dead launch's last lines, or what its exit code means (negative: a signal)."""
+    if (told := told_cause(lines)) is not None:
+        return told
+    return f"ended by {_signal_name(-code)}" if code < 0 else f"ended with exit code {code}"
+
+
+def told_cause(lines: Sequence[str]) -> str | None:
+    """The most telling of a dead launch's last lines: an `error:` line, else a signal, else an exception."""
     if (error := _last(lines, _ERROR)) is not None:
         return error[1]
     if (ended := _last(lines, _SIGNAL)) is not None:
         return f"a rank was ended by {ended[1] or _signal_name(int(ended[2]))}"
-    if (exception := _last(lines, _EXCEPTION)) is not None:
-        return exception[0]
-    return f"ended by {_signal_name(-code)}" if code < 0 else f"ended with exit code {code}"
+    exception = _last(lines, _EXCEPTION)
+    return None if exception is None else exception[0]
 
 
 def _last(lines: Sequence[str], pattern: re.Pattern[str]) -> re.Match[str] | None:

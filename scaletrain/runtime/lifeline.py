@@ -23,22 +23,24 @@ from scaletrain.runtime.hub import STACK_SECONDS, Hub, Watched
 from scaletrain.runtime.lines import Clock, Lines, Message
 from scaletrain.runtime.processes import kill_here, process_begun
 from scaletrain.runtime.pulse import Mark, Peer
+from scaletrain.runtime.world import World
 
 _CONNECT_SECONDS = 10.0
-_VERDICT_SECONDS = 3.0  # that a failed rank waits to be ended
+_VERDICT_SECONDS = 10.0  # that a failed rank waits to be ended
+_TEXT = 2000  # characters of an error that are told
 
 
 class Lifeline:
     """This rank's end. `say` prints a line on the terminal, `leave` ends the process with 1."""
 
     def __init__(
-        self, world: dist.World, logs: Path, hang_seconds: float, tell: Callable[[str], None], leave: Callable[[], None]
+        self, world: World, logs: Path, hang_seconds: float, tell: Callable[[str], None], leave: Callable[[], None]
     ) -> None:
         self._watched = Watched(logs, hang_seconds, self.say, leave)
         self._world, self._tell = world, tell
         self._clock, self._closed = Clock(), False
         self._hub: Hub | None = None
-        self._told = threading.Lock()
+        self._told, self._alike = threading.Lock(), threading.Event()
         now = self._clock.now()
         mine = {"rank": world.rank, "host": socket.gethostname(), "pid": os.getpid()}
         self._process = {**mine, "begun": process_begun(os.getpid())}
@@ -67,17 +69,20 @@ class Lifeline:
         if self._hub is not None:
             self._hub.close()
 
-    def fail(self, error: BaseException) -> None:
+    def fail(self, error: BaseException, fault: str | None = None) -> bool:
         """Tells rank 0 of an error that ends this rank, and waits a little for the line that names the cause: that
-        ends the process. Returns where nobody hears."""
+        ends the process. Returns False where nobody hears.
+
+        `fault`: what to tell of an error that all ranks may have met. Returns True once all of them have.
+        """
+        if self._world.size == 1:
+            return fault is not None
         if self._lines is None or self._closed:
-            return
+            return False
         _patiently(lambda: traceback.print_exception(error))  # into the log
-        text = str(error).strip().splitlines()
-        self._lines.send(
-            {"mark": list(pulse.last_mark()), "failed": f"{type(error).__name__}: {text[0] if text else ''}"}
-        )
-        time.sleep(_VERDICT_SECONDS)
+        text = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}" if fault is None else fault
+        self._lines.send({"mark": list(pulse.last_mark()), "failed": text[:_TEXT], "is_fault": fault is not None})
+        return self._alike.wait(_VERDICT_SECONDS)
 
     def say(self, text: str) -> None:
         """One line of this process on the terminal, whatever else is found; and in its log."""
@@ -93,8 +98,10 @@ class Lifeline:
             server = socket.create_server(("", 0), family=family, dualstack_ipv6=dual, backlog=self._world.size)
         port, token = dist.gather((server.getsockname()[1] if server else 0, token))[0]
         if server is not None:
-            self._hub = Hub(server, token, self._watched)
-        address = "localhost" if self._world.is_first else self._world.master_address
+            self._hub = Hub(server, self._world.size, token, self._watched)
+        address = self._world.master_address
+        if self._world.is_first or address == "localhost":  # as a name it may mean ::1, where an IPv4 server is not
+            address = "127.0.0.1"
         try:
             lines = Lines(socket.create_connection((address, port), _CONNECT_SECONDS))
         except OSError as error:
@@ -130,6 +137,8 @@ class Lifeline:
     def _obey(self, message: Message, now: float) -> None:
         if "beat" in message:
             self.peers[0].note(Mark(*message["beat"]), now)
+        if "alike" in message:
+            self._alike.set()
         if "stacks" in message:
             self._dump_stacks()
         if "bye" in message and not self._world.is_first:

@@ -1,6 +1,7 @@
 """What ranks say to each other outside of training: JSON messages over a socket, and a clock of their waiting."""
 
 import json
+import math
 import socket
 import threading
 import time
@@ -10,10 +11,11 @@ Message = dict[str, Any]
 
 
 class Lines:
-    """JSON messages over a socket, one a line."""
+    """JSON messages over a socket, one a line; of a stranger no line may be longer than `most_bytes`."""
 
-    def __init__(self, connection: socket.socket) -> None:
+    def __init__(self, connection: socket.socket, most_bytes: float = math.inf) -> None:
         self.socket, self._rest, self._lock, self._clogged = connection, b"", threading.Lock(), False
+        self.most_bytes = most_bytes
         connection.settimeout(1.0)
 
     def send(self, message: Message) -> None:
@@ -25,16 +27,26 @@ class Lines:
             except OSError:
                 self._clogged = True
 
+    def hurry(self) -> None:
+        """From now on nothing waits for the other side."""
+        self.socket.settimeout(0)
+
     def read(self) -> list[Message] | None:
-        """What has come since, once select() says that something has; None at the end of the connection."""
+        """What has come since, once select() says that something has; None at the end of the connection, and where
+        something else than messages comes."""
         try:
             data = self.socket.recv(65536)
-        except TimeoutError:
+        except (TimeoutError, BlockingIOError):
             return []
         except OSError:
             return None
         *lines, self._rest = (self._rest + data).split(b"\n")
-        return [json.loads(line) for line in lines] if data else None
+        try:
+            messages = [json.loads(line) for line in lines]
+        except (ValueError, RecursionError):  # no JSON, or nested thousands deep
+            return None
+        are_messages = all(isinstance(message, dict) for message in messages)
+        return messages if data and are_messages and len(self._rest) <= self.most_bytes else None
 
 
 class Clock:

@@ -10,7 +10,7 @@ import torch.distributed
 
 from scaletrain.errors import ScaleTrainError
 from scaletrain.runtime import dist
-from scaletrain.runtime.dist import World
+from scaletrain.runtime.world import World
 
 _ITEMS = 1 << 20  # of a collective: 4 MB
 _TRIAL_BYTES = 256 << 10

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
+RUN_LOCK = ".lock"  # in the folder of a run: one live run at a time holds it
 
 _open: set[int] = set()  # the descriptors of `locked`
 _fork_guard = threading.Lock()

@@ -5,7 +5,7 @@ import os
 import signal
 import socket
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,26 +32,32 @@ def marked(variable: str, value: str) -> list[int]:
     return found
 
 
-def end_marked(variable: str, value: str, grace_seconds: float) -> int:
-    """Ends what `marked` finds: SIGTERM, and after the grace SIGKILL until none is left. Gives how many there were.
+def end_marked(variable: str, value: str, is_over: Callable[[], bool] | None = None) -> int:
+    """Ends what `marked` finds: SIGTERM, and SIGKILL until none is left once the grace `is_over` (None: at once). Gives
+    how many there were.
 
     A process that the kernel holds (waiting for a dead disk or GPU) outlives SIGKILL: it is waited for ten seconds.
     """
     left = marked(variable, value)
     count = len(left)
-    if left and grace_seconds > 0:
+    if left and is_over is not None:
         _signal(left, signal.SIGTERM)
-        left = _wait_for_none(variable, value, grace_seconds)
+        left = _wait_for_none(variable, value, is_over)
     deadline = time.monotonic() + 10
     while left and time.monotonic() < deadline:
         _signal(left, signal.SIGKILL)
-        left = _wait_for_none(variable, value, 0.5)
+        left = _wait_for_none(variable, value, after(0.5))
     return count
 
 
-def _wait_for_none(variable: str, value: str, seconds: float) -> list[int]:
-    deadline = time.monotonic() + seconds
-    while (left := marked(variable, value)) and time.monotonic() < deadline:
+def after(seconds: float) -> Callable[[], bool]:
+    """A grace of so many seconds from now on."""
+    end = time.monotonic() + seconds
+    return lambda: time.monotonic() >= end
+
+
+def _wait_for_none(variable: str, value: str, is_over: Callable[[], bool]) -> list[int]:
+    while (left := marked(variable, value)) and not is_over():
         time.sleep(_POLL_SECONDS)
     return left
 
@@ -105,6 +111,17 @@ def process_begun(pid: int) -> str:
     """When a process of this machine began, in ticks since boot; "" where there is none (or no /proc to tell)."""
     fields = stat_fields(pid)
     return "" if not fields or fields[0] == "Z" else fields[19]
+
+
+def kill_group(leader: int, begun: str) -> None:
+    """SIGKILL to the group of a process that began at `begun`, see process_begun.
+
+    The number is not given anew while one of the group lives, but once all have ended it may be a stranger's.
+    """
+    fields = stat_fields(leader)
+    if not fields or fields[19] == begun:
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(leader, signal.SIGKILL)
 
 
 def kill_here(processes: Sequence[Sequence[Any]]) -> None:

@@ -12,6 +12,7 @@ from scaletrain.runtime.processes import stat_fields
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)  # the last as SLURM's --signal=USR1@120 sends it
 _GRACE_SECONDS = 3.0  # launchers repeat a terminal's Ctrl-C as SIGTERM: that is still the first request
 _FILE_SECONDS = 1.0  # between two looks for the stop file, which may lie on a slow network file system
+_warned: list[float] = []  # when SIGUSR1 came before the run listened
 
 
 class StopRequest:
@@ -32,11 +33,14 @@ class StopRequest:
         self._watched = 0  # launchers
         self._file = file
         self._file_found = False
+        self.obeyed_file = False
         self._looked = -_FILE_SECONDS
 
     def listen(self, *, watch_launcher: bool, watch_its_parent: bool = False) -> None:
         for number in _SIGNALS:
             signal.signal(number, self._note)
+        while _warned:
+            self._signal, self._since = signal.SIGUSR1.name, _warned.pop()
         self._watched = watch_launcher + watch_its_parent
 
     @property
@@ -59,6 +63,7 @@ class StopRequest:
         """Once the request is obeyed: the next launch is to train."""
         if self._file is not None and self._file.is_file():
             self._file.unlink()
+            self.obeyed_file = True
 
     def _finds_file(self) -> bool:
         now = time.monotonic()
@@ -106,6 +111,11 @@ class TimeLimit:
             self._longest = max(self._longest, self._last)
         self._looked = now
         return now >= self._end - self.reserve
+
+
+def remember_warning() -> None:
+    """Keeps a SIGUSR1 for StopRequest.listen(). Its default is to end the process: the program does this first."""
+    signal.signal(signal.SIGUSR1, lambda number, frame: _warned.append(time.monotonic()))
 
 
 @functools.cache

@@ -96,10 +96,10 @@ def last_evaluation(path: Path) -> int | None:
     return max(steps, default=None)
 
 
-def read_lines(path: Path) -> list[dict[str, Any]]:
-    """The objects of a JSON-lines file; a last line that a kill tore is left out."""
+def read_lines(path: Path, start: int = 0) -> list[dict[str, Any]]:
+    """The objects of a JSON-lines file from byte `start` on; a last line that a kill tore is left out."""
     lines = []
-    for line in path.read_text(encoding="utf-8").splitlines():
+    for line in path.read_bytes()[start:].decode("utf-8").splitlines():
         try:
             lines.append(json.loads(line))
         except ValueError:
@@ -107,8 +107,9 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     return lines
 
 
-def last_line(path: Path) -> dict[str, Any] | None:
-    """The last whole object of a JSON-lines file, however long the file is."""
+def last_line(path: Path, having: str | None = None) -> dict[str, Any] | None:
+    """The last whole object of a JSON-lines file, however long the file is; of those with the key `having`, if given
+    (which are looked for near the end of the file only)."""
     with path.open("rb") as file:
         file.seek(max(0, path.stat().st_size - _TAIL_BYTES))
         lines = file.read().decode("utf-8", errors="replace").splitlines()
@@ -117,7 +118,10 @@ def last_line(path: Path) -> dict[str, Any] | None:
             value = json.loads(line)
         except ValueError:
             continue
-        return value if isinstance(value, dict) else None
+        if not isinstance(value, dict):
+            return None
+        if having is None or having in value:
+            return value
     return None
 
 

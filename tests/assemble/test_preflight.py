@@ -80,15 +80,6 @@ def test_nodes_that_are_alike_pass_in_less_than_50_ms(places: list[str]) -> None
     assert max(seconds for _, seconds in found) < 0.05
 
 
-def test_a_run_folder_that_is_not_shared_is_refused_on_all_ranks(places: list[str]) -> None:
-    host = os.uname().nodename
-    line = (
-        f"run.dir=run on {host} is not the folder that {host} has: the checkpoint folder must be shared or a save "
-        "cannot be whole; put it on a disk that all nodes mount"
-    )
-    assert run_ranks(_check, 2, places) == [line, line]
-
-
 def test_another_recipe_and_dataset_are_refused_on_all_ranks(places: list[str]) -> None:
     recipe = Path(places[1]) / "recipe.yaml"
     recipe.write_text(recipe.read_text() + "seed: 5\n")

@@ -212,9 +212,10 @@ def test_a_manifest_that_is_one_sample_off_is_told(copy: Path) -> None:
     done = scaletrain("audit", copy)
     assert done.code == 2
     where, samples = f"checkpoints/{folder.name}/manifest.json", state["samples_seen"]
+    event = f"that of its event (events.jsonl line {numbers(copy, 'checkpoint')[-1]})"
     shown = f"step {state['step']:,} with {samples:,} samples and digest"
     assert told(done) == [
-        f"{where}: state: expected that of its event, {shown} {right}, found {shown} {wrong}",
+        f"{where}: state: expected {event}, {shown} {right}, found {shown} {wrong}",
         f"{where}: the digest of the first {samples:,} samples: expected {right}, found {wrong}",
     ]
 
@@ -233,6 +234,34 @@ def test_other_counts_in_a_manifest_are_told(copy: Path) -> None:
         f"{where}: samples a step: expected the recipe's 47, found 48",
         f"{where}: tokens_seen: expected {right:,}, which is 256 a sample, found {right + 1:,}",
     ]
+
+
+def test_samples_that_only_a_manifest_or_an_event_says_were_passed_over_are_told(copy: Path) -> None:
+    folder, event = newest(copy), saved(copy)[-1]
+
+    def change(manifest: dict[str, Any]) -> None:
+        manifest["state"]["passed_over"] += 48
+        manifest["state"]["tokens_seen"] -= 48 * 256
+
+    kept = (folder / MANIFEST).read_text(encoding="utf-8")
+    edit_manifest(folder, change)
+    (fault,) = told(scaletrain("audit", copy))
+    digest_shown = f"and digest {event['sample_digest']}"
+    assert fault == (
+        f"checkpoints/{folder.name}/manifest.json: state: expected that of its event (events.jsonl line "
+        f"{numbers(copy, 'checkpoint')[-1]}), step {event['step']:,} with {event['samples_seen']:,} samples "
+        f"{digest_shown}, found step {event['step']:,} with {event['samples_seen']:,} samples (48 of them passed over) "
+        f"{digest_shown}"
+    )
+    (folder / MANIFEST).write_text(kept, encoding="utf-8")
+    first = event["samples_seen"]
+    over = {**event, "event": "pass_over", "first_sample": first, "samples": 48, "samples_seen": first + 48}
+    edit_events(copy, lambda events: events.insert(len(events) - 1, {**over, "passed_over": 48}))
+    (number,) = numbers(copy, "pass_over")
+    assert (
+        f"events.jsonl line {number}: passed over samples: expected up to {first:,}, as checkpoints/passed-over.json "
+        f"says, found up to {first + 48:,}"
+    ) in told(scaletrain("audit", copy))
 
 
 def test_a_torn_manifest_is_told(copy: Path) -> None:

@@ -14,7 +14,19 @@ CLI = ("-c", "from scaletrain.cli import main; main()")
 def test_help_names_every_command_and_is_quick_to_import() -> None:
     done = run_program("-X", "importtime", *CLI, "--help")
     assert done.code == 0
-    for command in ("prepare", "export", "generate", "evaluate", "audit", "supervise", "verify", "demo"):
+    for command in (
+        "prepare",
+        "export",
+        "generate",
+        "evaluate",
+        "audit",
+        "supervise",
+        "submit",
+        "status",
+        "cancel",
+        "verify",
+        "demo",
+    ):
         assert command in done.out
     assert " torch\n" not in done.err, "--help must not import torch"
     assert " transformers\n" not in done.err

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from scaletrain.commands.supervise import find_script, newest_step
+from scaletrain.commands.supervise import find_script
+from scaletrain.commands.supervised_folder import newest_step
 from scaletrain.errors import ConfigError
 from scaletrain.runtime.exit_report import settle_end
 from scaletrain.runtime.gpus import ask, begin_count, end_count
@@ -51,7 +52,7 @@ def test_the_program_of_a_rank_is_looked_for_in_both_places(tmp_path: Path) -> N
 
 def test_the_newest_checkpoint_is_one_with_a_manifest(tmp_path: Path) -> None:
     assert newest_step(tmp_path) == 0
-    for name in ("step-00000004", "step-00000012", "damaged-step-00000016"):
+    for name in ("step-00000004", "step-00000012", "damaged-step-00000016", "step-00000014.bak"):
         (tmp_path / "checkpoints" / name).mkdir(parents=True)
         (tmp_path / "checkpoints" / name / "manifest.json").touch()
     (tmp_path / "checkpoints" / "step-00000020").mkdir()

@@ -38,4 +38,4 @@ def test_ops_of_the_shipped_files() -> None:
 def test_names_are_deepspeeds(op: str, builder: str) -> None:
     module, _, name = builder.rpartition(".")
     found = getattr(importlib.import_module(f"deepspeed.ops.op_builder.{module}"), name)
-    assert found.NAME == op
+    assert op == found.NAME

@@ -17,6 +17,8 @@ from typing import Any
 
 import pytest
 
+from scaletrain.runtime.ports import free_port
+
 NGINX = shutil.which("nginx", path=f"{os.environ.get('PATH', os.defpath)}:/usr/sbin")
 
 _BEFORE_A_CUT = 0.1  # seconds: what a client has not taken from its buffer when the connection breaks is lost to it
@@ -266,12 +268,6 @@ def small_disk(folder: Path) -> Iterator[Path]:
         yield folder
     finally:
         subprocess.run([umount, str(folder)], check=True)
-
-
-def free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return int(found.getsockname()[1])
 
 
 def wait_for(port: int, process: "subprocess.Popen[bytes]", seconds: float = 10) -> None:

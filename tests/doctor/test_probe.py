@@ -76,13 +76,6 @@ def test_what_a_question_raises_is_raised() -> None:
         collect.ask_all({"a": broken}, 5.0)
 
 
-def test_the_interface_on_the_way() -> None:
-    way = collect.interface_towards("127.0.0.1")
-    assert way is not None
-    assert (way.name, way.is_loopback) == ("lo", True)
-    assert collect.interface_towards("no.such.host.invalid") is None
-
-
 def test_ports_are_open_until_they_are_closed() -> None:
     ears = Ears()
     with socket.create_server(("", 0)) as other:

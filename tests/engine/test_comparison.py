@@ -4,12 +4,15 @@ from dataclasses import replace
 
 import pytest
 
-from scaletrain.engine.comparison import Trace, compare_closely, compare_exactly
+from scaletrain.engine.comparison import Trace, compare_closely, compare_exactly, compare_loaded
 
+STATE = {"weight": "01", "exp_avg": "0a", "exp_avg_sq": "0b", "step": "0c"}
 ONE = Trace(
     losses={1: 4.0, 2: 3.5, 3: 3.25, 4: 3.0},
+    grad_norms={1: 0.5, 2: float("inf"), 3: 0.25, 4: 0.2},  # the update of step 2 was left out
     samples={2: "aa", 4: "bb"},
-    states={2: {"weight": "01"}, 4: {"weight": "02"}},
+    states={2: STATE, 4: {**STATE, "weight": "02"}},
+    loaded={2: STATE},
     precision="fp32",
 )
 
@@ -21,7 +24,8 @@ def texts(other: Trace, after: int = 2, until: int = 4) -> list[str]:
 
 
 def test_equal_runs_are_told_equal() -> None:
-    assert texts(ONE) == texts(ONE, 0, 2) == ["losses equal", "samples equal", "state equal"]
+    equal = ["losses equal", "gradient norms equal", "samples equal", "state equal"]
+    assert texts(ONE) == texts(ONE, 0, 2) == equal
 
 
 @pytest.mark.parametrize(
@@ -31,7 +35,12 @@ def test_equal_runs_are_told_equal() -> None:
         ({"losses": {**ONE.losses, 4: float("nan")}}, "losses differ at step 4: 3.0 and nan"),
         ({"losses": {1: 4.0, 2: 3.5, 3: 3.25}}, "losses differ at step 4: 3.0 and none recorded"),
         ({"samples": {2: "aa", 4: "cc"}}, "samples differ at step 4: bb and cc"),
-        ({"states": {4: {"weight": "03"}}}, "state differs at step 4: (weight 02) and (weight 03)"),
+        ({"grad_norms": {3: 0.25, 4: 0.3}}, "gradient norms differ at step 4: 0.2 and 0.3"),
+        ({"grad_norms": {3: float("inf"), 4: 0.2}}, "gradient norms differ at step 3: 0.25 and inf"),
+        (
+            {"states": {4: {**STATE, "weight": "03", "step": "0d"}}},
+            "state differs at step 4: weight 02 and 03, step 0c and 0d",
+        ),
     ],
 )
 def test_the_first_difference_is_named(change: dict, text: str) -> None:  # type: ignore[type-arg]
@@ -44,16 +53,46 @@ def test_what_lies_outside_the_steps_is_not_compared() -> None:
 
 def test_losses_of_other_ranks_may_differ_by_rounding_alone() -> None:
     near = replace(ONE, losses={**ONE.losses, 3: 3.25 * (1 + 5e-5)})
-    found = compare_closely(ONE, near, 2, 4)
-    assert found.agrees
-    assert found.text == "losses within 0.0001 (fp32): largest relative difference 5.0e-05 at step 3"
-    far = replace(ONE, losses={**ONE.losses, 4: 3.001})
-    found = compare_closely(ONE, far, 2, 4)
-    assert not found.agrees
-    assert found.text == "losses differ at step 4: 3.0 and 3.001, relative difference 3.3e-04 above 0.0001"
-    assert compare_closely(replace(ONE, precision="bf16"), far, 2, 4).agrees
+    losses, norms = compare_closely(ONE, near, 2, 4)
+    assert losses.agrees
+    assert losses.text == "losses within 0.0001 (fp32): largest relative difference 5.0e-05 at step 3"
+    assert norms.text == "gradient norms within 0.001 (fp32): largest relative difference 0.0e+00 at step 3"
+    far = replace(ONE, losses={**ONE.losses, 4: 3.001}, grad_norms={**ONE.grad_norms, 3: 0.251})
+    losses, norms = compare_closely(ONE, far, 2, 4)
+    assert not losses.agrees
+    assert losses.text == "losses differ at step 4: 3.0 and 3.001, relative difference 3.3e-04 above 0.0001"
+    assert not norms.agrees
+    assert norms.text == "gradient norms differ at step 3: 0.25 and 0.251, relative difference 4.0e-03 above 0.001"
+    assert all(found.agrees for found in compare_closely(replace(ONE, precision="bf16"), far, 2, 4))
+    halved = replace(ONE, grad_norms={step: norm / 2 for step, norm in ONE.grad_norms.items()})
+    assert [found.agrees for found in compare_closely(replace(ONE, precision="bf16"), halved, 2, 4)] == [True, False]
+
+
+def test_an_update_that_was_left_out_on_both_sides_is_alike() -> None:
+    assert [found.agrees for found in compare_closely(ONE, ONE, 0, 4)] == [True, True]
+    applied = replace(ONE, grad_norms={**ONE.grad_norms, 2: 0.4})
+    assert [found.agrees for found in compare_closely(ONE, applied, 0, 4)] == [True, False]
+
+
+def test_the_kinds_of_a_state_that_was_not_loaded_as_saved_are_named() -> None:
+    found = compare_loaded(ONE, ONE, 2)
+    assert (found.agrees, found.text) == (True, "state loaded as saved (weight 01, moments, counters)")
+    for changed, text in (
+        ({**STATE, "exp_avg": "ff", "step": "0d"}, "exp_avg 0a and ff, step 0c and 0d"),
+        ({"weight": "01"}, "exp_avg 0a and none recorded, exp_avg_sq 0b and none recorded, step 0c and none recorded"),
+    ):
+        found = compare_loaded(ONE, replace(ONE, loaded={2: changed}), 2)
+        assert (found.agrees, found.text) == (False, f"state loaded is not as saved at step 2: {text}")
+
+
+def test_a_digest_that_was_recorded_on_neither_side_is_no_proof() -> None:
+    none = replace(ONE, states={}, loaded={})
+    assert not compare_loaded(none, none, 2).agrees
+    state = compare_exactly(none, none, 2, 4)[-1]
+    assert not state.agrees
+    assert state.text.startswith("state differs at step 4: weight none recorded and none recorded, exp_avg ")
 
 
 @pytest.mark.parametrize("losses", [{}, {3: float("nan"), 4: 3.0}])
 def test_a_loss_that_is_missing_or_no_number_is_never_near(losses: dict[int, float]) -> None:
-    assert "losses differ at step 3: 3.25 and nan" in compare_closely(ONE, replace(ONE, losses=losses), 2, 4).text
+    assert "losses differ at step 3: 3.25 and nan" in compare_closely(ONE, replace(ONE, losses=losses), 2, 4)[0].text

@@ -42,7 +42,7 @@ def test_a_cause_names_ranks_micro_batches_and_samples() -> None:
 
 
 def test_the_command_that_shows_samples_takes_any_folder() -> None:
-    assert show_command("runs/a b", 16) == "scaletrain audit 'runs/a b' --step 16"
+    assert show_command("runs/a b", 96, 24) == "scaletrain audit 'runs/a b' --from 96 --show 24"
 
 
 def test_only_skips_in_a_row_end_a_run() -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from scaletrain.engine.run_folder import hold
+from scaletrain.engine.run_folder import check_shared, hold, holder
 from scaletrain.errors import ConfigError
 
 
@@ -24,6 +24,16 @@ def test_a_folder_in_use_is_refused_with_the_holder_and_free_after_a_kill(tmp_pa
     holder.kill()
     holder.wait()
     hold(tmp_path).close()
+
+
+def test_a_folder_that_is_not_rank_0s_on_another_node_is_refused(tmp_path: Path) -> None:
+    first, other = tmp_path / "first", tmp_path / "other"
+    with hold(first):
+        check_shared(first, holder(first))
+        with pytest.raises(
+            ConfigError, match=rf"other on .* is not the folder that rank 0 \(process {os.getpid()} on "
+        ):
+            check_shared(other, holder(first), patience=0)
 
 
 def test_a_folder_that_cannot_be_made_is_refused(tmp_path: Path) -> None:

@@ -12,11 +12,14 @@ from pathlib import Path
 import pytest
 
 from scaletrain.data.shards import Dataset
+from scaletrain.errors import EXIT_USER
+from scaletrain.runtime.exit_report import EXIT_FILE, read_exits, settle_end
+from scaletrain.runtime.ports import free_port
 from tests.conftest import ROOT, Done, pretrain, run_program, write_recipe
 from tests.launch.test_stops import ENDLESS, values
 
 TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2")
-DEEPSPEED = ("-m", "deepspeed.launcher.runner", "--quiet", "--num_gpus=2")
+DEEPSPEED = ("-m", "deepspeed.launcher.runner", "--quiet", "--num_gpus=2", f"--master_port={free_port()}")
 
 
 class Launch:
@@ -113,11 +116,13 @@ def test_a_stopped_rank_is_named_with_the_others_stacks_and_no_process_stays(
     assert "trainer.py" in stacks
 
 
-def run_changed(folder: Path, program: str, recipe: Path, *settings: str, launcher: tuple[str, ...] = ()) -> Done:
+def run_changed(
+    folder: Path, program: str, recipe: Path, *settings: str, launcher: tuple[str, ...] = (), **env: str
+) -> Done:
     """Runs a program of a rank that changes the engine before it trains."""
     started = folder / "started.py"
     started.write_text(program)
-    return run_program(*launcher, started, recipe, *settings, seconds=60, PYTHONPATH=str(ROOT))
+    return run_program(*launcher, started, recipe, *settings, seconds=60, PYTHONPATH=str(ROOT), **env)
 
 
 def test_a_rank_that_raises_is_named_with_its_error(dataset: Dataset, tmp_path: Path) -> None:
@@ -142,6 +147,44 @@ def test_a_rank_that_raises_is_named_with_its_error(dataset: Dataset, tmp_path: 
     assert "RuntimeError: the device fell off the bus; the traceback is in its log" in told[0]
     assert "this is a defect" not in done.err
     assert "in broken" in (run / "logs" / "rank-00001.log").read_text()
+
+
+FULL = """
+import errno, os, sys
+from scaletrain.engine import trainer
+from scaletrain.commands.pretrain import main
+from scaletrain.runtime.exit_report import report_exit
+from scaletrain.runtime.log import leave
+lr_at = trainer.lr_at
+def broken(step, *rest):
+    if step == 3 and os.environ['RANK'] in sys.argv[-1]:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), '/local/cache')
+    return lr_at(step, *rest)
+trainer.lr_at = broken
+leave(report_exit(main(sys.argv[1:-1])))
+"""
+
+
+def test_a_full_disk_of_one_rank_alone_is_told_of_that_rank_and_is_worth_a_restart(
+    dataset: Dataset, tmp_path: Path
+) -> None:
+    recipe, exits = write_recipe(tmp_path, dataset, tmp_path / "run"), tmp_path / "exits"
+    done = run_changed(tmp_path, FULL, recipe, "1", launcher=TORCHRUN, **{EXIT_FILE: str(exits)})
+    told = re.findall("error: (?:rank|/).*", done.err)
+    assert len(told) == 1, done.err
+    assert re.match(r"error: rank 1 on \S+ \(process \d+\) failed in phase exchange of step 4: ", told[0])
+    assert ": /local/cache: No space left on device: free space there and run the same command again; " in told[0]
+    assert settle_end(done.code, read_exits(exits), is_finished=False) is None
+
+
+def test_a_full_disk_of_all_ranks_is_told_once_and_is_the_users(dataset: Dataset, tmp_path: Path) -> None:
+    recipe, exits = write_recipe(tmp_path, dataset, tmp_path / "run"), tmp_path / "exits"
+    done = run_changed(tmp_path, FULL, recipe, "01", launcher=TORCHRUN, **{EXIT_FILE: str(exits)})
+    assert re.findall("error: (?:rank|/).*", done.err) == [
+        "error: /local/cache: No space left on device: free space there and run the same command again; it goes on "
+        "from the last checkpoint"
+    ]
+    assert settle_end(done.code, read_exits(exits), is_finished=False) == EXIT_USER
 
 
 def test_one_rank_alone_that_hangs_is_ended(dataset: Dataset, tmp_path: Path) -> None:

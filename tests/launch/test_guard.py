@@ -26,7 +26,7 @@ def test_a_run_that_diverges_ends_saved_by_max_skips(ranks: int, dataset: Datase
     assert all("gradients that are not finite, though each rank's loss is" in skip["reason"] for skip in skips)
     assert skips[0]["ranks"] == []  # of a loss that is not finite
     assert (skips[0]["samples"], skips[0]["micro_batches"]) == (8, [])
-    assert f"; scaletrain audit {run} --step {skips[0]['step']} shows them" in done.out
+    assert f"; scaletrain audit {run} --from {skips[0]['first_sample']} --show 8 shows them" in done.out
     assert read_lines(run / "metrics.jsonl")[-1]["skipped_steps"] == 3
     saved = (run / "checkpoints" / "latest").read_text().strip()
     assert int(saved[5:]) * 8 == skips[-1]["first_sample"] + 8
@@ -73,7 +73,7 @@ def test_a_spike_is_told_a_step_late_and_ends_a_run_that_is_to_stop(
     assert spike["step"] == max(losses)  # found before another step was trained
     assert spike["loss"] == pytest.approx(losses[spike["step"]], rel=1e-6)
     assert (spike["first_sample"], spike["samples"]) == ((spike["step"] - 2) * 8, 16)
-    assert f"; scaletrain audit {run} --step {spike['first_step']} shows them" in done.out
+    assert f"; scaletrain audit {run} --from {spike['first_sample']} --show 16 shows them" in done.out
     assert (run / "checkpoints" / "latest").read_text().strip() == f"step-{spike['step']:08d}"
     assert scaletrain("audit", run).code == 0
     on = pretrain(recipe, *CLIMBS)

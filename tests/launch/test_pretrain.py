@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from scaletrain.data.shards import Dataset
+from scaletrain.runtime.ports import free_port
 from scaletrain.track.sinks import read_lines
 from tests.conftest import ROOT, pretrain, write_recipe
 
@@ -165,7 +166,8 @@ def test_a_signal_saves_and_exits_75_and_the_run_goes_on(number: int, dataset: D
 
 def test_a_killed_deepspeed_command_leaves_a_saved_run_and_no_process(dataset: Dataset, tmp_path: Path) -> None:
     recipe, run = write_recipe(tmp_path, dataset, tmp_path / "run"), tmp_path / "run"
-    command = ["-m", "deepspeed.launcher.runner", "--quiet", "--num_gpus=2", "launch/pretrain.py", str(recipe)]
+    launcher = ["-m", "deepspeed.launcher.runner", "--quiet", "--num_gpus=2", f"--master_port={free_port()}"]
+    command = [*launcher, "launch/pretrain.py", str(recipe)]
     settings = ["train.max_steps=100000", "checkpoint.every_steps=null", "evaluate.every_steps=null"]
     process = subprocess.Popen([sys.executable, *command, *settings], cwd=ROOT)
     wait_for_step(run, 3)

@@ -3,12 +3,14 @@
 import json
 import random
 import re
+import shlex
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from scaletrain.track.sinks import read_lines
-from tests.conftest import RECIPE, pretrain, scaletrain
+from tests.conftest import RECIPE, Done, pretrain, scaletrain
 
 
 @pytest.fixture(scope="module")
@@ -39,8 +41,25 @@ def write_recipe(folder: Path, spoiled: Path) -> Path:
     return path
 
 
-def events(run: Path, name: str) -> list[dict[str, object]]:
+def events(run: Path, name: str) -> list[dict[str, Any]]:
     return [line for line in read_lines(run / "events.jsonl") if line["event"] == name]
+
+
+def shown_by_its_lines(done: Done, run: Path) -> list[list[int]]:
+    """Positions of the samples that the commands in the lines of the spikes show, in the run as it is now."""
+    found = []
+    for line in done.out.splitlines():
+        if line.startswith("spike "):
+            program, *arguments = shlex.split(line.rpartition("; ")[2].removesuffix(" shows them"))
+            shown = scaletrain(*arguments, "--json")
+            assert (program, shown.code, shown.err) == ("scaletrain", 0, ""), line
+            found.append([sample["position"] for sample in json.loads(shown.out)])
+    assert len(found) == len(events(run, "spike"))
+    return found
+
+
+def samples_of(event: dict[str, Any]) -> list[int]:
+    return list(range(event["first_sample"], event["first_sample"] + event["samples"]))
 
 
 @pytest.mark.parametrize("ranks", [1, 2])
@@ -62,6 +81,15 @@ def test_a_run_passes_over_what_spoils_it_and_its_audit_passes(ranks: int, spoil
     assert audit.code == 0, audit.out + audit.err
     assert f"{over['samples']} samples were passed over" in audit.out
     assert "rolled back at step 40" in audit.out
+    assert shown_by_its_lines(done, run) == [samples_of(spike)]
+    step, again = spike["first_step"], over["samples_seen"] + (spike["first_step"] - 41) * 8
+    shown = scaletrain("audit", run, "--step", str(step), "--json")
+    assert [sample["position"] for sample in json.loads(shown.out)] == list(range(again, again + 8))
+    assert shown.err == (
+        f"note: step {step} was taken 2 times, each on other samples; these are of the last, and those before: "
+        f"--from {spike['first_sample']} --show 8\n"
+    )
+    assert scaletrain("audit", run, "--step", "40").err == scaletrain("audit", run, "--step", "60").err == ""
 
 
 def test_a_run_killed_after_it_went_back_passes_over_the_same(spoiled: Path, tmp_path: Path) -> None:
@@ -108,3 +136,5 @@ def test_a_run_that_goes_back_too_often_ends_saved(spoiled: Path, tmp_path: Path
     assert "error: after 1 roll-backs (guard.max_roll_backs=1) there is a loss of " in done.err
     assert len(events(run, "roll_back")) == 1
     assert scaletrain("audit", run).code == 0
+    first, second = events(run, "spike")
+    assert shown_by_its_lines(done, run) == [samples_of(first), samples_of(second)]

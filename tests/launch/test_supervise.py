@@ -14,9 +14,10 @@ import pytest
 from scaletrain.config.strict_yaml import parse_yaml
 from scaletrain.data.shards import Dataset
 from scaletrain.runtime.exit_report import EXIT_FILE
+from scaletrain.runtime.locks import locked
 from scaletrain.runtime.processes import own_processes
 from scaletrain.track.sinks import read_lines
-from tests.conftest import ROOT, Done, pretrain, scaletrain, write_recipe
+from tests.conftest import ROOT, Done, pretrain, run_program, scaletrain, write_recipe
 
 SUPERVISE = (sys.executable, "-c", "from scaletrain.cli import main; main()", "supervise")
 ENDLESS = ("train.max_steps=100000", "checkpoint.every_steps=null", "evaluate.every_steps=null")
@@ -234,6 +235,57 @@ def test_two_fruitless_deaths_in_a_row_lead_to_fewer_ranks(
     settled = parse_yaml((run / "recipe.yaml").read_text(), "recipe.yaml")
     assert settled["train"]["micro_batch_size"] == 4, "a rank holds no more than it held on two"
     assert [step for step, _ in losses(run)] == list(range(1, 13))
+
+
+def test_a_run_that_goes_back_is_not_without_progress(
+    dataset: Dataset, tmp_path: Path, started: list[subprocess.Popen[str]]
+) -> None:
+    recipe, run = write_recipe(tmp_path, dataset, tmp_path / "run"), tmp_path / "run"
+    root = run / "checkpoints"
+    for step in (4, 8, 12):
+        (root / f"step-{step:08d}").mkdir(parents=True)
+        (root / f"step-{step:08d}" / "manifest.json").touch()
+    launch = shell(
+        f"cd {root}; newest=$(ls -d step-* | tail -1); "
+        f'[ $newest = step-00000004 ] && {{ echo \'{{"event": "end"}}\' >> {run}/events.jsonl; exit 0; }}; '
+        f'mv $newest rolled-back-$newest; echo \'{{"event": "roll_back"}}\' >> {run}/events.jsonl; exit 7'
+    )
+    done = supervise(started, recipe, "train.max_restarts=1", "--launch", launch)
+    assert done.code == 0, done.err
+    assert [line.partition("restart ")[2] for line in done.out.splitlines()] == [
+        "1 of 1 in 1 s on 1 rank; it goes on from step 8",
+        "1 of 1 in 1 s on 1 rank; it goes on from step 4",
+    ]
+
+
+def test_a_restart_waits_for_what_still_holds_the_run(
+    dataset: Dataset, tmp_path: Path, started: list[subprocess.Popen[str]]
+) -> None:
+    recipe, run = write_recipe(tmp_path, dataset, tmp_path / "run"), tmp_path / "run"
+    run.mkdir()
+    keep = f"setsid env -i $(which flock) {run}/.lock $(which sleep) 5 > /dev/null 2>&1"  # not found as of the launch
+    hold = f"echo process 7 on here > {run}/.lock; {keep} & sleep 1; exit 1"
+    train = f'flock -n {run}/.lock true || exit 2; echo \'{{"event": "end"}}\' > {run}/events.jsonl'
+    done = supervise(started, recipe, "--launch", shell(f"if [ ! -e {run}/.lock ]; then {hold}; fi; {train}"))
+    assert done.code == 0, done.err
+    died, waited = done.out.splitlines()
+    assert died.endswith("restart 1 of 3 in 1 s on 1 rank; no step is saved yet")
+    assert waited == f"wait    process 7 on here still holds {run}: the restart waits for it, 600 s at most"
+
+
+def test_a_holder_that_does_not_end_ends_the_supervisor(dataset: Dataset, tmp_path: Path) -> None:
+    recipe, run = write_recipe(tmp_path, dataset, tmp_path / "run"), tmp_path / "run"
+    run.mkdir()
+    impatient = "from scaletrain.commands import supervise; supervise._HELD_SECONDS = 0.5; "
+    with locked(run / ".lock") as handle:
+        assert handle is not None
+        os.write(handle, b"process 7 on here\n")
+        done = run_program("-c", impatient + SUPERVISE[2], "supervise", recipe, "--launch", shell("exit 3"))
+    assert done.code == 1
+    assert done.err == (
+        f"error: gave up before a step was logged: process 7 on here holds {run} for 0.5 s: end it, or restart its "
+        "node if it cannot be killed; the last launch: ended with exit code 3; no step is saved yet\n"
+    )
 
 
 def test_a_stop_file_that_came_before_the_restart_is_obeyed(

@@ -6,6 +6,8 @@ from pathlib import Path
 import pytest
 
 from scaletrain.data.shards import Dataset
+from scaletrain.engine.checkpoint import read_manifest
+from scaletrain.track.sinks import read_lines
 from tests.conftest import Done, run_program, write_recipe
 
 CLI = ("-c", "from scaletrain.cli import main; main()")
@@ -24,12 +26,26 @@ FAULTS = {
     from scaletrain.engine.engine import Engine
     load = Engine.load
     def load_and_perturb(self, *given):
-        load(self, *given)
+        loaded = load(self, *given)
         fragments.values(self._engine, fragments.pieces(self._engine, 1)[0], "weight").mul_(1.01)
         fragments.refresh(self._engine, 1)
+        return loaded
     Engine.load = load_and_perturb""",
+    "moments": """\
+    from scaletrain.engine import digest
+    from scaletrain.engine.state_files import StateFiles
+    digest.check = lambda *given: None
+    fill = StateFiles.fill
+    def fill_and_perturb(self, kind, name, start, values):
+        fill(self, kind, name, start, values)
+        if kind == "exp_avg":
+            values.mul_(1.0001)
+    StateFiles.fill = fill_and_perturb""",
     "seed": '    sys.argv.append("seed=5")',
 }
+
+
+EQUAL = "losses equal, gradient norms equal, samples equal, state equal"
 
 
 def verify(*arguments: str | Path) -> Done:
@@ -45,10 +61,13 @@ def test_a_healthy_machine_passes_on_two_ranks_and_on_one(dataset: Dataset, tmp_
     done = verify(recipe, "--ranks", "2,1", "--steps", "2", "--deepspeed_config", "ds_configs/zero2.json")
     assert done.code == 0, done.out + done.err
     repeat, resume, reshard, verdict = done.out.splitlines()
-    assert repeat == "repeat  2 ranks, steps 1 to 2 trained twice: losses equal, samples equal, state equal"
-    assert resume == "resume  2 ranks, steps 3 to 4 after a stop: losses equal, samples equal, state equal"
-    assert reshard.startswith("reshard 1 rank after 2, steps 3 to 4: state loaded as saved (weight ")
+    assert repeat == f"repeat  2 ranks, steps 1 to 2 trained twice: {EQUAL}"
+    loaded = reshard.removeprefix("reshard 1 rank after 2, steps 3 to 4: ").partition(", samples")[0]
+    assert loaded.startswith("state loaded as saved (weight ")
+    assert loaded.endswith(", moments, counters)")
+    assert resume == f"resume  2 ranks, steps 3 to 4 after a stop: {loaded}, {EQUAL}"
     assert "samples equal, losses within 0.0001 (fp32): largest relative difference " in reshard
+    assert ", gradient norms within 0.001 (fp32): largest relative difference " in reshard
     assert verdict == "pass"
     assert list((tmp_path / "runs").iterdir()) == []
 
@@ -70,15 +89,25 @@ def test_a_planted_fault_is_found_and_named(fault: str, dataset: Dataset, tmp_pa
     )
     assert done.code == 1, done.out + done.err
     (repeat,), (resume,) = lines(done, "repeat"), lines(done, "resume")
+    run = tmp_path / "kept" / "resumed"
+    (resumed,) = [event for event in read_lines(run / "events.jsonl") if event["event"] == "resume"]
+    saved = read_manifest(run / "checkpoints" / "step-00000002")["digest"]
     if fault == "seed":
         assert "losses differ at step 1: " in repeat
         assert "samples differ at step 2: " in repeat
     else:
-        assert repeat.endswith("losses equal, samples equal, state equal")
+        assert repeat.endswith(EQUAL)
+        assert "samples equal, state differs at step 4: weight " in resume
+    if fault == "moments":
+        told = f"exp_avg {saved['exp_avg']} and {resumed['digest']['exp_avg']}"
+        assert f"after a stop: state loaded is not as saved at step 2: {told}, losses " in resume
+    else:
+        assert resumed["digest"] == saved
+        assert ": state loaded as saved (weight " in resume
+    if fault == "weight":
         assert "losses differ at step 3: " in resume
-        assert "samples equal, state differs at step 4: (weight " in resume
+        assert "gradient norms differ at step 3: " in resume
     assert done.out.endswith(f"kept    {tmp_path / 'kept'}\ndiffers\n")
-    assert (tmp_path / "kept" / "resumed" / "metrics.jsonl").is_file()
 
 
 def test_a_launch_that_fails_shows_its_last_error_and_its_command(dataset: Dataset, tmp_path: Path) -> None:

@@ -2,7 +2,6 @@
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -12,6 +11,7 @@ import torch
 
 from scaletrain.errors import DataError
 from scaletrain.runtime import dist
+from scaletrain.runtime.ports import free_port
 from tests.ranks import run_ranks
 
 
@@ -46,12 +46,28 @@ def fail_on_one_rank() -> str:
             if dist.rank() == 1:
                 raise DataError("shard 3 is damaged")
     except DataError as error:
+        assert dist.is_shared(error)
         return str(error)
     return "no error"
 
 
 def test_an_error_on_one_rank_is_raised_on_all() -> None:
     assert run_ranks(fail_on_one_rank, 2) == ["shard 3 is damaged"] * 2
+
+
+def test_an_error_that_all_ranks_raise_is_told_from_that_of_one() -> None:
+    with pytest.raises(OSError) as inner, dist.together(), dist.together():
+        raise OSError("disk")
+    assert dist.is_shared(inner.value)
+    assert len(inner.value.__notes__) == 1
+    with pytest.raises(DataError) as outer:
+        try:
+            raise inner.value
+        except OSError as error:
+            raise DataError("told in other words") from error
+    assert dist.is_shared(outer.value)
+    outer.value.__cause__ = None
+    assert not dist.is_shared(outer.value), "raised while another was handled, by one rank alone"
 
 
 def defect_on_one_rank() -> str:
@@ -68,14 +84,13 @@ def test_a_defect_ends_its_rank_at_once_without_waiting_for_the_others() -> None
 
 ORPHAN = """
 from scaletrain.runtime import dist
-dist.start(dist.World(rank=1, size=2, local_rank=1, local_size=2, master_port=PORT))
+from scaletrain.runtime.world import World
+dist.start(World(rank=1, size=2, local_rank=1, local_size=2, master_port=PORT))
 """
 
 
 def test_a_rank_whose_torchrun_was_killed_before_it_came_ends_at_once_and_says_why() -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
+    port = str(free_port())
     done = subprocess.run(
         [sys.executable, "-c", ORPHAN.replace("PORT", port)],
         env={**os.environ, "TORCHELASTIC_USE_AGENT_STORE": "True"}, capture_output=True, text=True, timeout=60,
@@ -93,8 +108,9 @@ from datetime import timedelta
 import torch
 from torch import distributed
 from scaletrain.runtime import dist
+from scaletrain.runtime.world import World
 rank, port = int(sys.argv[1]), int(sys.argv[2])
-dist.start(dist.World(rank=rank, size=2, local_rank=rank, local_size=2, master_port=port), timedelta(seconds=3))
+dist.start(World(rank=rank, size=2, local_rank=rank, local_size=2, master_port=port), timedelta(seconds=3))
 group = distributed.new_group()  # without a time, as DeepSpeed makes its own
 if rank == 1:
     time.sleep(60)
@@ -107,9 +123,7 @@ except RuntimeError as error:
 
 
 def test_a_rank_that_does_not_come_is_waited_for_no_longer_than_the_timeout_in_every_group() -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     commands = [[sys.executable, "-c", HANGS, str(rank), str(port)] for rank in (0, 1)]
     waits, hangs = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for command in commands]
     try:

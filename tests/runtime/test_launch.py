@@ -13,18 +13,20 @@ from pathlib import Path
 
 import pytest
 
-from scaletrain.runtime.exit_report import EXIT_FILE, read_exits, report_exit
+from scaletrain.runtime.exit_report import EXIT_FILE, read_exits, report_exit, report_wish
+from scaletrain.runtime.grace import Grace
 from scaletrain.runtime.launch import Launch, cause_of_death
-from scaletrain.runtime.processes import marked
+from scaletrain.runtime.processes import after, kill_group, marked, process_begun
 from tests.conftest import run_program
 
 RUN = """
 import sys
 from pathlib import Path
 from scaletrain.runtime.launch import Launch
+from scaletrain.runtime.processes import after
 launch = Launch(sys.argv[2:], Path(sys.argv[1]))
 while (code := launch.wait(1)) is None: pass
-launch.clear()
+launch.clear(after(10))
 print(f"code {code}, cause {launch.cause(code)}, exits {launch.exits()}")
 """
 
@@ -59,7 +61,7 @@ def test_no_process_is_left_in_any_session(ignores: str, tmp_path: Path) -> None
     while len(marked(EXIT_FILE, str(exits))) < 2:
         assert time.monotonic() < deadline
     assert launch.wait(0.01) is None
-    assert launch.clear(grace_seconds=0.3) == 2
+    assert launch.clear(after(0.3)) == 2
     assert marked(EXIT_FILE, str(exits)) == []
 
 
@@ -82,8 +84,55 @@ def test_a_process_that_outlives_its_launcher_may_save_before_it_ends(tmp_path: 
     launch = Launch([sys.executable, "-c", SAVES_LATE, str(tmp_path)], tmp_path / "exits")
     while launch.wait(1) is None:
         pass
-    assert launch.clear() == 1
+    assert launch.clear(after(10)) == 1
     assert (tmp_path / "saved").exists()
+
+
+WRITES_LONG = """
+import os, signal, sys, time
+folder = sys.argv[1] + "/.unfinished-step-00000004"
+def save(number, frame):
+    os.mkdir(folder)
+    for part in range(15):
+        open(f"{folder}/{part}", "w")
+        time.sleep(0.1)
+    os.rename(folder, sys.argv[1] + "/step-00000004")
+    os._exit(0)
+signal.signal(signal.SIGTERM, save)
+if os.fork():
+    time.sleep(0.2)
+    os._exit(1)
+os.setsid()
+signal.pause()
+"""
+
+
+def test_a_save_is_not_cut_off_however_long_it_takes(tmp_path: Path) -> None:
+    launch = Launch([sys.executable, "-c", WRITES_LONG, str(tmp_path)], tmp_path / "exits")
+    while launch.wait(1) is None:
+        pass
+    assert launch.clear(Grace(tmp_path, 0.5, 10, lambda line: None).is_over) == 1
+    assert (tmp_path / "step-00000004").exists()
+
+
+def test_a_group_is_killed_unless_its_number_is_a_strangers_by_now() -> None:
+    leader = subprocess.Popen(
+        ["bash", "-c", "sleep 1000 & echo $!; wait"], start_new_session=True, stdout=subprocess.PIPE, text=True
+    )
+    assert leader.stdout is not None
+    member = int(leader.stdout.readline())
+    begun = process_begun(leader.pid)
+    kill_group(leader.pid, "1")
+    time.sleep(0.2)
+    assert process_begun(leader.pid) == begun
+    assert process_begun(member) != ""
+    leader.kill()
+    leader.wait()
+    kill_group(leader.pid, begun)
+    deadline = time.monotonic() + 5
+    while process_begun(member):
+        assert time.monotonic() < deadline, "the number is still the group's"
+    kill_group(leader.pid, begun)
 
 
 @pytest.mark.parametrize(
@@ -113,6 +162,8 @@ def test_ranks_report_how_they_ended(tmp_path: Path, monkeypatch: pytest.MonkeyP
         monkeypatch.setenv(EXIT_FILE, str(file))
         monkeypatch.setenv("RANK", rank)
         assert report_exit(code) == code
+    report_wish("wanted")
+    assert file.read_text().endswith("\nwish wanted\n")
     with file.open("a", encoding="utf-8") as torn:
         torn.write("2")
     assert read_exits(file) == {1: 75, 0: 2}

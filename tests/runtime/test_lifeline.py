@@ -1,20 +1,27 @@
 """Who is named when a run does not go on, and what the connections between ranks carry."""
 
+import contextlib
 import os
+import resource
 import socket
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from scaletrain.runtime import hub as hub_module
+from scaletrain.runtime import lifeline as lifeline_module
 from scaletrain.runtime import pulse
-from scaletrain.runtime.dist import World
+from scaletrain.runtime.hub import Hub, Watched
 from scaletrain.runtime.lifeline import Lifeline
 from scaletrain.runtime.lines import Clock, Lines
 from scaletrain.runtime.processes import kill_here, process_begun
 from scaletrain.runtime.pulse import Mark, Peer, find_hang
+from scaletrain.runtime.world import World
 from tests.ranks import run_ranks
 
 
@@ -133,6 +140,38 @@ def test_ranks_that_cannot_connect_are_told_and_training_goes_on(tmp_path: Path)
     assert first[0].startswith("note    ranks [1] cannot connect to rank 0 on 127.0.0.1: a rank that dies is noticed")
 
 
+def reached_by_name(folder: str) -> list[str]:
+    """A machine whose "localhost" is ::1 alone, and which has no IPv6."""
+    look_up, told = socket.getaddrinfo, list[str]()
+
+    def look_up_v6(host: str, *rest: Any) -> Any:
+        return look_up("::1" if host == "localhost" else host, *rest)
+
+    socket.getaddrinfo = look_up_v6  # type: ignore[assignment]
+    socket.has_dualstack_ipv6 = lambda: False
+    world = World(rank=int(os.environ["RANK"]), size=2, master_address="localhost")
+    line = Lifeline(world, Path(folder), 60, told.append, lambda: os._exit(1))
+    from scaletrain.runtime import dist
+
+    dist.gather(None)
+    line.close()
+    return told
+
+
+def test_localhost_is_reached_by_its_number(tmp_path: Path) -> None:
+    assert run_ranks(reached_by_name, 2, str(tmp_path), seconds=60) == [[], []]
+
+
+STRANGE = (
+    b'{"token": "guess", "rank": 1}\n',
+    b"GET / HTTP/1.0\n\n",
+    b"[]\n",
+    b"\xff\n",
+    b"[" * 50_000 + b"\n",
+    b"9" * 5_000 + b"\n",
+)
+
+
 def refusing_strangers(folder: str) -> bool:
     """A connection without the token is closed and disturbs nobody."""
     rank = int(os.environ["RANK"])
@@ -141,10 +180,11 @@ def refusing_strangers(folder: str) -> bool:
     if rank == 0:
         assert line._hub is not None
         port = line._hub._server.getsockname()[1]
-        for text in (b'{"token": "guess", "rank": 1}\n', b"GET / HTTP/1.0\n\n", b"[]\n"):
+        for text in (*STRANGE, b"\n" + b"x" * (1 << 17)):
             with socket.create_connection(("localhost", port), 5) as stranger:
                 stranger.sendall(text)
-                refused = refused and stranger.recv(10) == b""
+                with contextlib.suppress(ConnectionError):  # closed before all was read
+                    refused = refused and stranger.recv(10) == b""
         refused = refused and line._hub.thread.is_alive()
     from scaletrain.runtime import dist
 
@@ -155,3 +195,119 @@ def refusing_strangers(folder: str) -> bool:
 
 def test_a_stranger_is_refused(tmp_path: Path) -> None:
     assert run_ranks(refusing_strangers, 2, str(tmp_path), seconds=60) == [True, True]
+
+
+class Ranks:
+    """A hub, and a socket for each rank; what the hub says is in `said`."""
+
+    def __init__(self, ranks: int, folder: Path) -> None:
+        server = socket.create_server(("127.0.0.1", 0))
+        self.said: list[str] = []
+        self.port = server.getsockname()[1]
+        self.hub = Hub(server, ranks, "token", Watched(folder, 60, self.said.append, sys.exit))
+        self.sockets = [self.connect() for _ in range(ranks)]
+        for rank, line in enumerate(map(Lines, self.sockets)):
+            process = {"rank": rank, "host": "node", "pid": 1000 + rank, "begun": "1"}
+            line.send({"token": "token", "rank": rank, "process": process})
+            line.send({"mark": ["data", 1, 0]})
+        wait_for(lambda: [peer.mark.phase for peer in self.hub._peers.values()] == ["data"] * ranks)
+
+    def connect(self) -> socket.socket:
+        return socket.create_connection(("127.0.0.1", self.port), 5)
+
+    def close(self) -> None:
+        for line in self.sockets:
+            Lines(line).send({"bye": True})
+            line.close()
+        self.hub.close()
+
+
+def wait_for(what: Callable[[], bool], seconds: float = 10) -> None:
+    deadline = time.monotonic() + seconds
+    while not what():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def test_the_hub_does_not_wait_for_a_rank_that_it_has_just_admitted(tmp_path: Path) -> None:
+    began = time.monotonic()
+    ranks = Ranks(4, tmp_path)
+    wait_for(lambda: ranks.hub._guests == {})
+    line = Lines(ranks.sockets[3])
+    line.send({"bye": True})
+    wait_for(lambda: 3 not in ranks.hub._peers)
+    assert time.monotonic() - began < 1
+    ranks.close()
+
+
+def test_a_stranger_who_says_nothing_is_sent_away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hub_module, "_GUEST_SECONDS", 0.3)
+    ranks = Ranks(1, tmp_path)
+    with ranks.connect() as silent:
+        silent.settimeout(5)
+        assert silent.recv(10) == b""
+    assert ranks.hub._guests == {}
+    ranks.close()
+
+
+def test_a_hub_without_a_free_file_number_neither_ends_nor_spins(tmp_path: Path) -> None:
+    ranks = Ranks(1, tmp_path)
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    stranger = socket.socket()
+    resource.setrlimit(resource.RLIMIT_NOFILE, (stranger.fileno() + 1, before[1]))
+    try:
+        blockers = []
+        with contextlib.suppress(OSError):  # holes below
+            while True:
+                blockers.append(os.dup(0))
+        used = time.process_time()
+        stranger.connect(("127.0.0.1", ranks.port))
+        time.sleep(0.5)
+        assert time.process_time() - used < 0.2
+        for blocker in blockers:
+            os.close(blocker)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+    stranger.sendall(b"[]\n")
+    stranger.settimeout(5)
+    assert stranger.recv(10) == b"", "it is heard later"
+    stranger.close()
+    ranks.close()
+
+
+def test_ranks_that_no_longer_read_do_not_hold_up_the_end(tmp_path: Path) -> None:
+    ranks = Ranks(6, tmp_path)
+    for lines in ranks.hub._lines.values():
+        lines.socket.setblocking(False)
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                lines.socket.send(bytes(1 << 16))
+        lines.socket.settimeout(1.0)
+    began = time.monotonic()
+    ranks.hub.close()
+    assert time.monotonic() - began < 3
+    ranks.close()
+
+
+def failing(folder: str, faults: Sequence[str | None]) -> tuple[str, list[str], bool]:
+    """Ranks that fail, each with its fault; what the first said, and what fail() gave."""
+    rank, said = int(os.environ["RANK"]), list[str]()
+    hub_module._ALIKE_SECONDS, lifeline_module._VERDICT_SECONDS = 0.5, 2.0
+    line = Lifeline(World(rank=rank, size=2), Path(folder), 60, said.append, sys.exit)
+    fault = faults[rank]
+    alike = line.fail(OSError(28, "no space"), fault) if fault is not None else bool(time.sleep(2))
+    if alike:
+        line.close()
+    return socket.gethostname(), said, alike
+
+
+def test_a_fault_of_all_ranks_is_told_apart_from_that_of_one(tmp_path: Path) -> None:
+    (_, said, alike), other = run_ranks(failing, 2, str(tmp_path), ["the disk is full", "the disk is full too"])
+    assert (said, alike, other[1:]) == ([], True, ([], True))
+    (host, said, alike), other = run_ranks(failing, 2, str(tmp_path), [None, "the disk is full"])
+    (line,) = said
+    assert line.startswith(f"error: rank 1 on {host} (process ")
+    assert line.endswith(
+        f") failed in phase start: the disk is full; the traceback is in its log, {tmp_path}/rank-00001.log"
+    )
+    assert (alike, other[1:]) == (False, ([], False))

@@ -8,7 +8,7 @@ import torch
 import torch.distributed
 
 from scaletrain.runtime import dist, links
-from scaletrain.runtime.dist import World
+from scaletrain.runtime.world import World
 from tests.ranks import run_ranks
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from scaletrain.runtime.stop import StopRequest, TimeLimit
+from scaletrain.runtime.stop import StopRequest, TimeLimit, remember_warning
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 
@@ -31,6 +31,16 @@ def test_each_signal_is_a_request_and_its_echo_is_not_another(number: signal.Sig
     os.kill(os.getpid(), number)
     os.kill(os.getpid(), signal.SIGTERM)
     assert stop.reason == number.name
+
+
+@pytest.mark.usefixtures("restored")
+def test_a_warning_that_comes_before_the_run_listens_is_remembered() -> None:
+    remember_warning()
+    os.kill(os.getpid(), signal.SIGUSR1)
+    for expected in ("SIGUSR1", None):  # the second run of this process knows nothing of it
+        stop = StopRequest()
+        stop.listen(watch_launcher=False)
+        assert stop.reason == expected
 
 
 def test_a_signal_after_the_grace_ends_the_process_at_once() -> None:
@@ -79,8 +89,10 @@ def test_an_obeyed_stop_file_is_gone(tmp_path: Path) -> None:
     file = tmp_path / "stop"
     stop = StopRequest(file)
     stop.remove_file()  # a signal came, and no file is there
+    assert not stop.obeyed_file
     file.touch()
     stop.remove_file()
+    assert stop.obeyed_file
     assert not file.exists()
 
 

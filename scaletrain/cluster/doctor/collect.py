@@ -1,14 +1,11 @@
 """What this node has: versions, disks, limits, leftovers, the way to the others. No torch: a probe answers at once."""
 
-import fcntl
 import importlib.util
 import os
 import platform
 import re
 import resource
 import shutil
-import socket
-import struct
 import tempfile
 import threading
 import time
@@ -20,13 +17,12 @@ from typing import Any
 import xxhash
 
 from scaletrain.cluster.doctor.facts import Disk, Interface, Leftover
-from scaletrain.runtime import leftovers
+from scaletrain.runtime import leftovers, network
 from scaletrain.runtime.op_folder import op_folder
 
 _PACKAGES = ("torch", "deepspeed", "transformers", "scaletrain")
 _SOURCES = Path(__file__).parents[2]
 _TOOLS = ("ninja", "c++", "nvcc")
-_GET_ADDRESS = 0x8915  # SIOCGIFADDR of Linux
 
 
 def ask_all(questions: Mapping[str, Callable[[], Any]], seconds: float) -> tuple[dict[str, Any], tuple[str, ...]]:
@@ -138,30 +134,13 @@ def tools() -> tuple[str, ...]:
     return tuple(found)
 
 
-def interface_towards(host: str) -> Interface | None:
-    """The interface on the way to `host`; None where the name or the way is not known.
-
-    Connecting a datagram socket looks the way up and sends nothing.
-    """
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as way:
-        try:
-            way.connect((host, 9))
-        except OSError:
-            return None
-        address = str(way.getsockname()[0])
-        for _, name in socket.if_nameindex():
-            if _address_of(name, way.fileno()) == address:
-                speed = _read(f"/sys/class/net/{name}/speed").strip()  # Mb/s; -1 where there is none
-                return Interface(name, address, max(0, int(speed)) / 1000 if speed.lstrip("-").isdecimal() else 0.0)
-    return None
-
-
-def _address_of(interface: str, handle: int) -> str:
-    try:
-        answer = fcntl.ioctl(handle, _GET_ADDRESS, struct.pack("256s", interface.encode()[:15]))
-    except OSError:  # it has no IPv4 address
-        return ""
-    return socket.inet_ntoa(answer[20:24])
+def interface_towards(master: str) -> Interface | None:
+    """The one that a run here would use with its rank 0 on `master`; None where it leaves that to gloo and NCCL."""
+    name = network.interface_towards(master)
+    if name is None:
+        return None
+    speed = _read(f"/sys/class/net/{name}/speed").strip()  # Mb/s; -1 where there is none
+    return Interface(name, int(speed) / 1000 if speed.isdecimal() else 0.0)
 
 
 def _read(path: str | Path) -> str:

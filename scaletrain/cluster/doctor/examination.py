@@ -59,17 +59,13 @@ def _note(found: Found, field: str, answers: Mapping[str, Any]) -> None:
 
 
 def _ask_facts(agents: Agents, plan: Plan, found: Found) -> None:
-    towards = {name: {"towards": peer} for name, peer in _peers(agents.names).items()}
-    for name, answer in agents.ask("facts", _FACTS_SECONDS, towards, job=plan.job).items():
+    names = agents.names
+    master = names[0] if len(names) > 1 else None
+    for name, answer in agents.ask("facts", _FACTS_SECONDS, job=plan.job, master=master).items():
         try:
             found[name]["facts"] = TypeAdapter(Facts).validate_python(answer)
         except ValidationError:
             found[name]["fault"] = ("facts", "it answers in the words of another version of scaletrain")
-
-
-def _peers(names: Sequence[str]) -> dict[str, str | None]:
-    """Whom the ranks of each node look for: the first node, and for that one the second."""
-    return {name: None if len(names) < 2 else names[0] if n else names[1] for n, name in enumerate(names)}
 
 
 def _try_ports(agents: Agents, master_port: int, found: Found) -> int | None:
@@ -119,8 +115,8 @@ def _try_ranks(agents: Agents, port: int | None, found: Found) -> tuple[tuple[Pa
     seats = [own[0] for own in ranks.values()] if len(names) > 1 else ranks[names[0]]
     answers = agents.ask(
         "ranks", _RANKS_SECONDS + 5,
-        {name: {"ranks": own, "towards": _peers(names)[name]} for name, own in ranks.items()},
-        size=size, seats=seats, seconds=_RANKS_SECONDS, rounds_seconds=_ROUNDS_SECONDS,
+        {name: {"ranks": own, "node": node} for node, (name, own) in enumerate(ranks.items())},
+        size=size, nodes=len(names), seats=seats, seconds=_RANKS_SECONDS, rounds_seconds=_ROUNDS_SECONDS,
         master_address=names[0] if len(names) > 1 else "127.0.0.1", master_port=port,
     )  # fmt: skip
     _note(found, "ranks", {name: _parse(Ranks, answer["ranks"]) for name, answer in answers.items()})

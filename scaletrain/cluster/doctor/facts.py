@@ -64,15 +64,10 @@ class Port:
 
 @dataclass(frozen=True)
 class Interface:
-    """The network interface on the way to another node. `gbps`: 0 where it does not say."""
+    """The network interface that ranks use towards the first node. `gbps`: 0 where it does not say."""
 
     name: str
-    address: str
     gbps: float = 0.0
-
-    @property
-    def is_loopback(self) -> bool:
-        return self.address.startswith("127.") or self.address == "::1"
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 import shlex
 from collections.abc import Iterator
 
-from scaletrain.cluster.doctor.facts import Devices, Disk, Facts, Interface, Job, Leftover, Node, Wants
+from scaletrain.cluster.doctor.facts import Devices, Disk, Facts, Job, Leftover, Node, Wants
 from scaletrain.cluster.doctor.finding import Finding, Severity
 
 GB = 10**9
@@ -46,7 +46,8 @@ def judge_node(node: Node, wants: Wants) -> Iterator[Finding]:
         yield from _judge_devices(facts.devices, wants.gpus.get(node.name), node.name)
         yield from _judge_job(facts.job, facts.tools, node)
         if facts.interface is not None:
-            yield from _judge_interface(facts.interface, node.name)
+            speed = f", {facts.interface.gbps:g} Gb/s" if facts.interface.gbps else ""
+            yield Finding("note", "network", f"ranks talk over {facts.interface.name}{speed}", "", node.name)
     if node.storage is not None and node.storage.fault:
         remedy = "choose a run.dir that can be written there"
         yield Finding("fail", "storage", node.storage.fault, remedy, node.name, wants.run_folder)
@@ -185,14 +186,3 @@ def _judge_job(job: Job | None, tools: tuple[str, ...], node: Node) -> Iterator[
         elif not built:
             what = f"{op} will be compiled when training starts, a minute or more"
             yield Finding("note", "ops", what, "scaletrain doctor RECIPE --build does it ahead", node.name)
-
-
-def _judge_interface(interface: Interface, node: str) -> Iterator[Finding]:
-    if interface.is_loopback:
-        yield Finding(
-            "warn", "network", f"the way to the other nodes is {interface.name} ({interface.address})",
-            "give the node names their real addresses in DNS or /etc/hosts", node,
-        )  # fmt: skip
-    else:
-        speed = f", {interface.gbps:g} Gb/s" if interface.gbps else ""
-        yield Finding("note", "network", f"ranks would talk over {interface.name}{speed}", "", node)

@@ -4,12 +4,12 @@ import os
 import re
 import shlex
 import socket
-import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from scaletrain.cluster.hosts import expand_hosts
 from scaletrain.errors import ClusterError
 
 _LINE = re.compile(r"(\S+)\s+slots=(\d+)")
@@ -59,7 +59,7 @@ def read_cluster(hostfile: Path | None, env: Mapping[str, str], probe: Sequence[
             "srun",
             tuple(
                 Place(name, (*_SRUN, f"--nodelist={name}", *probe), int(slots) if slots.isdecimal() else None)
-                for name in _slurm_hosts(nodes)
+                for name in expand_hosts(nodes)
             ),
         )
     return Cluster("itself", (Place(socket.gethostname(), tuple(probe)),))
@@ -100,19 +100,6 @@ def _remotely(probe: Sequence[str], env: Mapping[str, str]) -> str:
     """A shell's words that run the probe in the same folder with the variables that matter."""
     passed = [f"{name}={value}" for name, value in sorted(env.items()) if _PASSED.fullmatch(name)]
     return f"cd {shlex.quote(os.getcwd())} && exec {shlex.join(['env', *passed, *probe])}"  # noqa: PTH109  as the shell has it
-
-
-def _slurm_hosts(nodes: str) -> list[str]:
-    try:
-        done = subprocess.run(
-            ["scontrol", "show", "hostnames", nodes], capture_output=True, text=True, timeout=20, check=True
-        )  # fmt: skip
-    except (OSError, subprocess.SubprocessError) as error:
-        raise ClusterError(
-            f"SLURM_JOB_NODELIST={nodes} cannot be read by scontrol ({error}): run doctor where SLURM's commands are, "
-            "or give --hostfile"
-        ) from error
-    return done.stdout.split()
 
 
 def probe_command() -> tuple[str, ...]:
