@@ -127,9 +127,9 @@ def _tell(cluster: "Cluster", findings: Sequence["Finding"], seconds: float) -> 
     print(f"nodes   {len(names)}: {named(names)}{f', by {cluster.by}' if len(names) > 1 else ''}")
     for line in lines(findings):
         print(line)
-    counts = {severity: sum(f.severity == severity for f in findings) for severity in ("fail", "warn")}
-    verdict = f"{counts['fail']} of the findings fail" if counts["fail"] else "nothing fails"
-    print(f"{'failed' if counts['fail'] else 'well':<7} {verdict}, {counts['warn']} warn; {seconds:.1f} s")
+    fails, warns = (sum(finding.severity == severity for finding in findings) for severity in ("fail", "warn"))
+    verdict = f"{fails} {'failure' if fails == 1 else 'failures'}, {warns} {'warning' if warns == 1 else 'warnings'}"
+    print(f"{'failed' if fails else 'well':<7} {verdict}; {seconds:.1f} s")
 
 
 def _report(cluster: "Cluster", evidence: "Evidence", findings: Sequence["Finding"], seconds: float) -> dict[str, Any]:

@@ -58,7 +58,7 @@ def test_this_machine_alone(port: str) -> None:
     assert (done.code, done.err) == (0, "")
     first, *_, last = done.out.splitlines()
     assert first == f"nodes   1: {os.uname().nodename}"
-    assert last.startswith("well    nothing fails, ")
+    assert last.startswith("well    0 failures, ")
 
 
 def test_a_recipe_here(dataset: Dataset, tmp_path: Path, port: str) -> None:
@@ -85,7 +85,7 @@ def test_a_dataset_that_is_missing_fails_with_exit_code_1(dataset: Dataset, tmp_
     done = scaletrain("doctor", recipe, f"data.path={tmp_path}/none", port)
     assert done.code == 1
     assert f"fail    {os.uname().nodename}: dataset {tmp_path}/none is not a folder: make it" in done.out
-    assert done.out.splitlines()[-1].startswith("failed  1 of the findings fail")
+    assert done.out.splitlines()[-1].startswith("failed  1 failure, ")
 
 
 def test_two_nodes_by_ssh(dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, port: str) -> None:

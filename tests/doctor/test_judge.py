@@ -93,7 +93,7 @@ def test_a_sound_cluster_has_only_notes() -> None:
     assert lines(judge(cluster(), WANTS)) == [
         "note    n0, n1, n2, n3: ranks talk over eth0, 25 Gb/s",
         "note    /runs/a: 640 MB/s are written until they are on the disk, 640 MB/s read back",
-        "note    6 pairs exchange 90.00 to 92.00 Gb/s, 91.00 is usual",
+        "note    6 pairs: 90.00 to 92.00 Gb/s, 91.00 is usual",
     ]
 
 

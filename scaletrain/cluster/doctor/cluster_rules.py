@@ -221,10 +221,11 @@ def _judge_pairs(evidence: Evidence, wants: Wants) -> Iterator[Finding]:
         what = f"{pair.gbps:,.2f} Gb/s; {rule}{more}"
         remedy = "look at the way between the two, and at the interface that is used"
         yield Finding(severity, "link", what, remedy, "", f"{pair.one} - {pair.other}")
-    skipped = (
-        f"; {evidence.rounds_left_out} rounds of pairs did not fit in the time" if evidence.rounds_left_out else ""
-    )
-    told = f"{len(pairs)} pairs exchange {min(rates):,.2f} to {max(rates):,.2f} Gb/s, {usual:,.2f} is usual{skipped}"
+    told = f"1 pair: {usual:,.2f} Gb/s"
+    if len(pairs) > 1:
+        told = f"{len(pairs)} pairs: {min(rates):,.2f} to {max(rates):,.2f} Gb/s, {usual:,.2f} is usual"
+    if evidence.rounds_left_out:
+        told += f"; {evidence.rounds_left_out} rounds of pairs did not fit in the time"
     yield Finding("note", "link", told)
 
 
