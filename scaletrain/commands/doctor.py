@@ -135,12 +135,13 @@ def _tell(cluster: "Cluster", findings: Sequence["Finding"], seconds: float) -> 
 def _report(cluster: "Cluster", evidence: "Evidence", findings: Sequence["Finding"], seconds: float) -> dict[str, Any]:
     from scaletrain.cluster.doctor.finding import bad_nodes, by_severity
 
+    names = [place.name for place in cluster.places]
     return {
-        "nodes": [place.name for place in cluster.places],
+        "nodes": names,
         "by": cluster.by,
         "seconds": round(seconds, 3),
         "failed": any(finding.severity == "fail" for finding in findings),
-        "exclude": bad_nodes(findings),
+        "exclude": bad_nodes(findings, names),
         "findings": [asdict(finding) for finding in by_severity(findings)],
         "pairs": [asdict(pair) for pair in evidence.pairs],
     }
@@ -154,7 +155,7 @@ def _exclude(
     from scaletrain.cluster.doctor.nodes import without
     from scaletrain.runtime.files import write_whole
 
-    bad = bad_nodes(findings)
+    bad = bad_nodes(findings, [place.name for place in cluster.places])
     if hostfile is None:
         said = f"--exclude={','.join(bad)}" if bad else "no node to exclude"
     elif len(bad) == len(cluster.places):

@@ -29,6 +29,7 @@ from scaletrain.cluster.doctor.facts import (
 from scaletrain.cluster.doctor.finding import Finding, bad_nodes, lines
 
 GB = 10**9
+NAMES = [f"n{n}" for n in range(8)]
 WANTS = Wants(run_folder="/runs/a", checkpoint_bytes=10 * GB)
 VERSIONS = {"python": "3.11.7", "torch": "2.13.0", "deepspeed": "0.19.8", "code": "c0de"}
 
@@ -331,8 +332,18 @@ def test_a_planted_fault_is_the_only_finding(fault: str) -> None:
 @pytest.mark.parametrize("fault", FAULTS)
 def test_the_nodes_to_leave_out_are_those_that_fail(fault: str) -> None:
     evidence, line = FAULTS[fault]
+    nodes = [node.name for node in evidence().nodes]
     expected = [line.split()[1].rstrip(":")] if line.startswith("fail") else []
-    assert bad_nodes(judge(evidence(), WANTS)) == expected
+    assert bad_nodes(judge(evidence(), WANTS), nodes) == expected
+
+
+def test_what_fails_alike_on_all_nodes_leaves_none_out() -> None:
+    locked = replace(FACTS, leftovers=(LOCK,))
+    evidence = replace(cluster(), nodes=tuple(replace(node, facts=locked) for node in cluster().nodes))
+    found = bad(with_node(evidence, "n2", clock=Clock(-300.2, 0.2)))
+    assert [line.split(": ")[0] for line in lines(found)] == ["fail    n0, n1, n2, n3", "fail    n2"]
+    assert bad_nodes(found, NAMES[:4]) == ["n2"]
+    assert bad_nodes(bad(replace(evidence, nodes=evidence.nodes[:1], pairs=())), NAMES[:1]) == ["n0"]
 
 
 def test_fewer_gpus_than_the_hostfile_says_are_told() -> None:
@@ -340,6 +351,13 @@ def test_fewer_gpus_than_the_hostfile_says_are_told() -> None:
     assert lines(found) == [
         "fail    n0: 2 GPUs answer, 8 are expected: look for lost ones (nvidia-smi, dmesg | grep Xid)"
     ]
+
+
+def test_dockers_64_mb_of_shared_memory_fail_only_where_several_gpus_share_them() -> None:
+    facts = replace(FACTS, disks=with_disk("/dev/shm", 64 << 20))
+    alone = replace(facts, devices=Devices(1, (gpu(0),)))
+    assert [f.severity for f in bad(with_node(cluster(1), "n0", facts=facts))] == ["fail"]
+    assert [f.severity for f in bad(with_node(cluster(1), "n0", facts=alone))] == ["warn"]
 
 
 def test_slots_of_a_cluster_without_gpus_are_ranks() -> None:
@@ -354,7 +372,7 @@ def test_a_run_folder_that_no_other_node_sees_is_nobodys_fault() -> None:
     found = bad(evidence)
     assert [finding.check for finding in found] == ["shared"]
     assert "(n1, n2 do not see what n0 writes)" in found[0].what
-    assert bad_nodes(found) == []
+    assert bad_nodes(found, NAMES) == []
 
 
 def test_a_wrong_clock_of_the_machine_that_asks_is_not_blamed_on_the_nodes() -> None:
@@ -370,19 +388,19 @@ def test_links_below_what_is_expected_fail() -> None:
         "fail    n1 - n3: 9.00 Gb/s; 90.00 Gb/s is usual, --expect-gbps is 50: look at the way between the two, and at "
         "the interface that is used"
     ]
-    assert bad_nodes(found) == []
+    assert bad_nodes(found, NAMES) == []
 
 
 def test_a_cluster_that_is_slower_than_expected_everywhere_names_no_node_and_not_every_pair() -> None:
     found = bad(cluster(8), replace(WANTS, gbps=400.0))
     assert len(found) == 8
-    assert bad_nodes(found) == []
+    assert bad_nodes(found, NAMES) == []
     assert found[-1].what.endswith("(and 20 more pairs are slow)")
 
 
 def test_of_three_nodes_the_one_with_slow_links_is_named() -> None:
     pairs = (Pair("n0", "n1", 9.0), Pair("n0", "n2", 90.0), Pair("n1", "n2", 9.0))
-    assert bad_nodes(judge(replace(cluster(3), pairs=pairs), WANTS)) == ["n1"]
+    assert bad_nodes(judge(replace(cluster(3), pairs=pairs), WANTS), NAMES) == ["n1"]
 
 
 def test_a_slow_gpu_of_a_single_node_is_its_place() -> None:

@@ -1,6 +1,6 @@
 """What a doctor says: how bad it is, what is wrong, where, and how to mend it."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -53,6 +53,11 @@ def named(nodes: Iterable[str]) -> str:
     return ", ".join(names[:_MOST_NAMED]) + (f" and {rest} more" if rest > 0 else "")
 
 
-def bad_nodes(findings: Iterable[Finding]) -> list[str]:
-    """Nodes that a run has to do without, in the order of their findings."""
-    return list(dict.fromkeys(finding.node for finding in findings if finding.severity == "fail" and finding.node))
+def bad_nodes(findings: Iterable[Finding], nodes: Sequence[str]) -> list[str]:
+    """Those of `nodes` that a run has to do without. What fails alike on all is mended on no node by leaving it out."""
+    failing = [finding for finding in findings if finding.severity == "fail" and finding.node]
+    texts: dict[str, set[str]] = {}
+    for finding in failing:
+        texts.setdefault(finding.text, set()).add(finding.node)
+    bad = {f.node for f in failing if len(nodes) < 2 or len(texts[f.text]) < len(nodes)}
+    return [node for node in nodes if node in bad]

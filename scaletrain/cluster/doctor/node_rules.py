@@ -40,7 +40,7 @@ def judge_node(node: Node, wants: Wants) -> Iterator[Finding]:
         for part in facts.late:
             what, remedy = _LATE.get(part, (part, "look at that node"))
             yield Finding("fail", "reach", f"{what} gave no answer in time", remedy, node.name)
-        yield from judge_disks(facts.disks, wants, node.name)
+        yield from judge_disks(facts.disks, wants, node.name, len(facts.devices.gpus))
         yield from _judge_limits(facts, node.name)
         yield from _judge_leftovers(facts.leftovers, node.name)
         yield from _judge_devices(facts.devices, wants.gpus.get(node.name), node.name)
@@ -63,8 +63,8 @@ def judge_node(node: Node, wants: Wants) -> Iterator[Finding]:
             )  # fmt: skip
 
 
-def judge_disks(disks: tuple[Disk, ...], wants: Wants, node: str) -> Iterator[Finding]:
-    """Room where a run writes."""
+def judge_disks(disks: tuple[Disk, ...], wants: Wants, node: str, gpus: int = 0) -> Iterator[Finding]:
+    """Room where a run writes; `gpus`: of the node, which share memory if they are several."""
     severity: Severity
     for disk in disks:
         free = disk.free_bytes
@@ -82,8 +82,8 @@ def judge_disks(disks: tuple[Disk, ...], wants: Wants, node: str) -> Iterator[Fi
         elif disk.name == "temporary folder" and free < GB:
             severity = "fail" if free < GB // 20 else "warn"
             yield Finding(severity, "disk", left, "free space, or set TMPDIR to another disk", node, disk.path)
-        elif disk.name == "/dev/shm" and free < GB:  # NCCL takes some 10 MB a GPU; a container has 64 MB in all
-            severity = "fail" if free < 64 << 20 else "warn"
+        elif disk.name == "/dev/shm" and free < GB:  # Docker gives 64 MB: NCCL fails on several GPUs
+            severity = "fail" if free < (256 if gpus > 1 else 16) << 20 else "warn"
             left = f"{free / 1e6:,.0f} MB of {disk.total_bytes / 1e6:,.0f} MB free"
             remedy = "remove what is left there, or give the container more (docker run --shm-size=8g)"
             yield Finding(severity, "disk", left, remedy, node, disk.path)
