@@ -94,7 +94,7 @@ class Slurm:
             if not node.is_up:
                 self.start_node(node)
             self.machines.plug_in(node)
-            self.machines.slow_down(node, by=None)
+        self.machines.speed_up()
         wait_until(lambda: not self.head.run("squeue", "--noheader").stdout, 60)
         self.wait_for_nodes()
 
