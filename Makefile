@@ -1,5 +1,5 @@
 # The commands of the project. Each makes .venv and installs into it by itself; a second call starts at once.
-#   make demo | test | check | bench | clean | help
+#   make demo | test | check | test-cluster | bench | clean | help
 # PYTHON=python3.12 picks the interpreter. On a machine without a GPU, PIP_FLAGS spares the gigabytes of the CUDA build:
 #   make demo PIP_FLAGS="--extra-index-url https://download.pytorch.org/whl/cpu"
 
@@ -13,13 +13,14 @@ BIN := $(VENV)/bin
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check bench clean
+.PHONY: help demo test check test-cluster bench clean
 .NOTPARALLEL:
 
 help:
 	@echo "make demo    prepare text, pretrain, kill, resume, export, complete: a few minutes on a laptop"
 	@echo "make test    the tests that need no GPU, cluster or network"
 	@echo "make check   format, lint, types and tests: what CI runs"
+	@echo "make test-cluster  the tests on a SLURM of two nodes inside this machine: as root, minutes; .ci/run lists its packages"
 	@echo "make bench   training speed on this machine"
 	@echo "make clean   remove caches and build outputs (keeps .venv and runs/)"
 
@@ -34,6 +35,9 @@ check: $(VENV)/.has-dev $(VENV)/.has-test
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(MAKE) test
+
+test-cluster: $(VENV)/.has-test
+	$(BIN)/python -m pytest -m cluster tests/cluster $(PYTEST_FLAGS)
 
 bench: $(VENV)/.has-bench
 	$(BIN)/python benchmarks/throughput.py

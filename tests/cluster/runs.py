@@ -14,7 +14,7 @@ from tests.cluster.slurm import Job, Slurm
 from tests.conftest import write_recipe
 from tests.launches import last_step
 
-STEPS = 300
+STEPS = 60
 PROGRAM = ROOT / "launch" / "pretrain.py"
 
 
@@ -25,8 +25,7 @@ class Run:
         self._slurm, self.folder, self.path = slurm, folder, folder / "run"
         self.log = folder / "job.log"
         self.recipe = write_recipe(folder, dataset, self.path)
-        # Losses of 300 steps stay comparable to the last digit; a checkpoint each 20 is what a node's loss may cost.
-        self.settings = (f"train.max_steps={STEPS}", "checkpoint.every_steps=20", "evaluate.every_steps=null")
+        self.settings = (f"train.max_steps={STEPS}", "checkpoint.every_steps=5", "evaluate.every_steps=null")
         self._programs: list[subprocess.Popen[bytes]] = []
 
     def submit(

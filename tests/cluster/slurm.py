@@ -26,10 +26,6 @@ SlurmctldLogFile={logs}/slurmctld.log
 SlurmdLogFile={logs}/slurmd-%n.log
 ProctrackType=proctrack/linuxproc
 TaskPlugin=task/none
-JobAcctGatherType=jobacct_gather/none
-AccountingStorageType=accounting_storage/none
-MpiDefault=none
-SwitchType=switch/none
 SelectType=select/cons_tres
 SelectTypeParameters=CR_Core_Memory
 SchedulerParameters=batch_sched_delay=0,sched_interval=2,bf_interval=2,sched_min_interval=0
@@ -98,7 +94,7 @@ class Slurm:
             if not node.is_up:
                 self.start_node(node)
             self.machines.plug_in(node)
-            self.machines.slow_down(node, by=None)
+        self.machines.speed_up()
         wait_until(lambda: not self.head.run("squeue", "--noheader").stdout, 60)
         self.wait_for_nodes()
 

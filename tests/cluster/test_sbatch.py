@@ -40,12 +40,14 @@ def test_a_job_trains_on_two_nodes_to_the_end(whole: Run) -> None:
 
 
 def test_two_ranks_a_node_with_a_gpu_each_outlive_the_controller(slurm: Slurm, run: Run) -> None:
+    slurm.machines.slow_down()
     pattern = str(run.folder / "rank-%t.txt")
     job = run.submit(options=("--ntasks-per-node=2", "--gpus-per-node=2"), SCALETRAIN_RANK_OUTPUT=pattern)
     run.reach(1)
     seen = [psutil.Process(rank).environ()["CUDA_VISIBLE_DEVICES"] for rank in run.ranks().values()]
     assert seen == ["0,1"] * 4  # each rank sees all of its node
     slurm.restart_controller(pause=3)
+    slurm.machines.speed_up()
     assert job.wait() == "COMPLETED 0:0"
     assert run.events("start")[0]["ranks"] == 4
     assert len(run.losses()) == STEPS
@@ -56,13 +58,11 @@ def test_two_ranks_a_node_with_a_gpu_each_outlive_the_controller(slurm: Slurm, r
 def test_a_job_saves_before_its_time_is_over_queues_again_and_ends_as_if_uninterrupted(
     slurm: Slurm, whole: Run, run: Run
 ) -> None:
-    for node in slurm.nodes:
-        slurm.machines.slow_down(node)
+    slurm.machines.slow_down()
     job = run.submit(options=("--ntasks-per-node=1", "--gpus-per-node=1", "--time=2", "--signal=USR1@75"))
     wait_until(lambda: job.shows("Restarts") == "1", 120, run.said)
     slurm.asks("scontrol", "update", f"JobId={job.number}", "TimeLimit=10")
-    for node in slurm.nodes:
-        slurm.machines.slow_down(node, by=None)
+    slurm.machines.speed_up()
     assert job.wait() == "COMPLETED 0:0", run.said()
     (stop,), (resume,) = run.events("stop"), run.events("resume")
     assert stop["reason"] == "SIGUSR1"
@@ -109,13 +109,15 @@ def test_a_fault_of_the_recipe_fails_the_job_with_2(run: Run) -> None:
 
 def test_a_node_that_loses_power_costs_the_steps_since_the_last_checkpoint(slurm: Slurm, whole: Run, run: Run) -> None:
     # The ranks must bear the silence until SLURM has noticed it: longer than SlurmdTimeout, which is 10 s here.
+    slurm.machines.slow_down()
     job = run.submit("guard.hang_seconds=60")
-    run.reach(45)
+    run.reach(12)
     slurm.machines.power_off(slurm.n2)
     wait_until(lambda: job.shows("Restarts") == "1", 60, run.said)
     slurm.start_node(slurm.n2)
+    slurm.machines.speed_up()
     assert job.wait() == "COMPLETED 0:0", run.said()
     (resume,) = run.events("resume")
-    assert resume["step"] >= 40
+    assert resume["step"] >= 10
     assert run.losses() == whole.losses()
     assert "proven: " in proven(run)
