@@ -25,6 +25,7 @@ def test_help_names_every_command_and_is_quick_to_import() -> None:
         "status",
         "cancel",
         "verify",
+        "doctor",
         "demo",
     ):
         assert command in done.out

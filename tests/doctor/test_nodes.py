@@ -60,8 +60,8 @@ def test_nodes_of_an_allocation_are_reached_by_srun() -> None:
     cluster = read_cluster(None, {"SLURM_JOB_NODELIST": "n[1-2]", "SLURM_GPUS_ON_NODE": "8"}, PROBE)
     assert cluster.is_slurm
     assert [(place.name, place.slots) for place in cluster.places] == [("n1", 8), ("n2", 8)]
-    expected = ("srun", "--overlap", "--nodes=1", "--ntasks=1", "--input=0", "--quiet", "--nodelist=n2", *PROBE)
-    assert cluster.places[1].command == expected
+    expected = ("srun", "--overlap", "--nodes=1", "--ntasks=1", "--cpu-bind=none", "--input=0", "--quiet")
+    assert cluster.places[1].command == (*expected, "--nodelist=n2", *PROBE)
 
 
 def test_a_task_of_many_is_refused() -> None:

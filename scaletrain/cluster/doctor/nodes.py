@@ -14,7 +14,8 @@ from scaletrain.errors import ClusterError
 
 _LINE = re.compile(r"(\S+)\s+slots=(\d+)")
 _SSH = ("ssh", "-o", "BatchMode=yes", "-o", "ConnectTimeout=5")
-_SRUN = ("srun", "--overlap", "--nodes=1", "--ntasks=1", "--input=0", "--quiet")
+# Not bound to the one processor of its one task: it starts a test rank a GPU.
+_SRUN = ("srun", "--overlap", "--nodes=1", "--ntasks=1", "--cpu-bind=none", "--input=0", "--quiet")
 # What a remote shell would not have; DeepSpeed's launcher passes on such names too.
 _PASSED = re.compile(r"(PYTHON|NCCL_|GLOO_|SCALETRAIN_|HF_)\w*|TORCH_EXTENSIONS_DIR|XDG_CACHE_HOME|TMPDIR|MASTER_PORT")
 
