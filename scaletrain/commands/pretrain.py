@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from scaletrain.cluster.env import read_world
 from scaletrain.errors import EXIT_STOPPED, EXIT_USER, ScaleTrainError
 from scaletrain.runtime.exit_report import report_wish
+from scaletrain.runtime.processes import started_with
 from scaletrain.runtime.stop import first_launchers
 from scaletrain.runtime.world import World
 
@@ -59,10 +60,13 @@ def main(argv: Sequence[str]) -> int:
 def _tell_fault(error: ScaleTrainError, world: World) -> None:
     """One line a node while the ranks are not joined: another node may have another copy of what is at fault.
 
-    The launcher ends the others when the first rank exits: the first of a node speaks at once, and another only if that
-    one had no fault and so did not end it.
+    The first of a node speaks at once, and another only if that one had no fault: launchers end the others when the
+    first rank exits, but srun need not.
     """
     time.sleep(4 if world.local_rank else 0)
+    step = {name: os.environ.get(name, "") for name in ("SLURM_JOB_ID", "SLURM_STEP_ID")}
+    if world.local_rank and all(step.values()) and not started_with(step | {"SLURM_LOCALID": "0"}):
+        return
     rank = f"rank {world.rank}: " if world.local_rank else ""
     print(f"error: {rank}{error}", file=sys.__stderr__, flush=True)
 

@@ -5,7 +5,7 @@ import os
 import signal
 import socket
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +24,15 @@ def own_processes() -> Iterator[Path]:
 
 def marked(variable: str, value: str) -> list[int]:
     """Other processes of this user that were started with `variable=value`: children inherit it, in any session."""
-    wanted, found = f"{variable}={value}".encode(), []
+    return started_with({variable: value})
+
+
+def started_with(variables: Mapping[str, str]) -> list[int]:
+    """Other processes of this user whose environment had all of these at their start."""
+    wanted, found = {f"{name}={value}".encode() for name, value in variables.items()}, []
     for folder in own_processes():
         with contextlib.suppress(OSError):
-            if wanted in (folder / "environ").read_bytes().split(b"\0") and int(folder.name) != os.getpid():
+            if wanted <= set((folder / "environ").read_bytes().split(b"\0")) and int(folder.name) != os.getpid():
                 found.append(int(folder.name))
     return found
 

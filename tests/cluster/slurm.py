@@ -29,6 +29,8 @@ TaskPlugin=task/none
 SelectType=select/cons_tres
 SelectTypeParameters=CR_Core_Memory
 SchedulerParameters=batch_sched_delay=0,sched_interval=2,bf_interval=2,sched_min_interval=0
+PreemptType=preempt/partition_prio
+PreemptMode=REQUEUE
 ReturnToService=2
 SlurmdTimeout=10
 SlurmctldTimeout=10
@@ -39,7 +41,8 @@ DefMemPerCPU=500
 SlurmdParameters=config_overrides
 GresTypes=gpu
 {nodes}
-PartitionName=main Nodes=ALL Default=YES MaxTime=INFINITE DefaultTime=10 State=UP
+PartitionName=main Nodes=ALL Default=YES MaxTime=INFINITE DefaultTime=10 PriorityTier=1 GraceTime=60
+PartitionName=urgent Nodes=ALL MaxTime=INFINITE DefaultTime=10 PriorityTier=2
 """
 _NODE = (
     "NodeName={name} NodeAddr={address} CPUs=64 Boards=1 SocketsPerBoard=1 CoresPerSocket=64 ThreadsPerCore=1 "
@@ -100,7 +103,7 @@ class Slurm:
 
     def wait_for_nodes(self) -> None:
         def states() -> str:
-            return self.head.run("sinfo", "--noheader", "--Node", "--format=%T", check=False).stdout
+            return self.head.run("sinfo", "--noheader", "--Node", "--partition=main", "--format=%T", check=False).stdout
 
         wait_until(lambda: states().split() == ["idle"] * len(self.nodes), 60, states)
 

@@ -1,6 +1,7 @@
 """slurm/pretrain.sbatch on a real SLURM: to the end, through its time limit, lost nodes and a lost controller."""
 
 import json
+import re
 import signal
 from pathlib import Path
 
@@ -92,19 +93,26 @@ def test_a_cancelled_job_is_saved_and_stays_cancelled(slurm: Slurm, run: Run) ->
     assert "not queued again" in run.said()
 
 
-def test_the_stop_file_ends_a_job_for_good(run: Run) -> None:
+def test_a_preempted_job_goes_on_and_the_stop_file_ends_it_for_good(slurm: Slurm, run: Run) -> None:
     job = run.submit("train.max_steps=100000")
     run.reach(3)
+    slurm.asks("srun", "--partition=urgent", "--nodes=2", "--exclusive", "true")
+    wait_until(lambda: run.events("resume"), 120, run.said)
+    (preempted,) = run.events("stop")
+    assert preempted["reason"] in {"SIGTERM", "asked for on another rank"}
+    assert run.events("resume")[0]["step"] == preempted["step"] >= 3
     (run.path / "stop").touch()
     assert job.wait() == "FAILED 75:0", run.said()
     assert f"stopped for good ({run.path / 'stop'} was found): not queued again" in run.said()
-    assert run.events("stop")
 
 
-def test_a_fault_of_the_recipe_fails_the_job_with_2(run: Run) -> None:
-    job = run.submit("train.max_stepz=1")
+def test_a_fault_of_the_recipe_fails_the_job_with_2_and_a_line_a_node(run: Run) -> None:
+    job = run.submit("train.max_stepz=1", options=("--ntasks-per-node=2", "--gpus-per-node=2"))
     assert job.wait() == "FAILED 2:0"
-    assert "train.max_stepz=1 is unknown: did you mean train.max_steps?" in run.said()
+    lines = re.findall(
+        r"^(\d): error: .*train.max_stepz=1 is unknown: did you mean train.max_steps\?$", run.said(), re.M
+    )
+    assert sorted(lines) == ["0", "2"]
 
 
 def test_a_node_that_loses_power_costs_the_steps_since_the_last_checkpoint(slurm: Slurm, whole: Run, run: Run) -> None:
