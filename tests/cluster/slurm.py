@@ -113,8 +113,10 @@ class Slurm:
         time.sleep(pause)
         self.head.run("slurmctld")
 
-    def kill_slurmd(self, node: Machine) -> None:
+    def restart_slurmd(self, node: Machine) -> None:
+        """Kills SLURM's daemon of a node, as an upgrade does, and starts it again."""
         node.run("bash", "-c", "kill -9 $(cat /run/slurmd.pid)")
+        node.run("slurmd")
 
     def submit(self, *words: str | Path, folder: Path, **env: str) -> "Job":
         """`sbatch WORDS`, called in `folder`; the job's log lies there."""

@@ -40,7 +40,7 @@ def test_a_job_trains_on_two_nodes_to_the_end(whole: Run) -> None:
     assert not list(whole.folder.glob(".scaletrain-*"))
 
 
-def test_two_ranks_a_node_with_a_gpu_each_outlive_the_controller(slurm: Slurm, run: Run) -> None:
+def test_two_ranks_a_node_with_a_gpu_each_outlive_slurms_daemons(slurm: Slurm, run: Run) -> None:
     slurm.machines.slow_down()
     pattern = str(run.folder / "rank-%t.txt")
     job = run.submit(options=("--ntasks-per-node=2", "--gpus-per-node=2"), SCALETRAIN_RANK_OUTPUT=pattern)
@@ -48,6 +48,7 @@ def test_two_ranks_a_node_with_a_gpu_each_outlive_the_controller(slurm: Slurm, r
     seen = [psutil.Process(rank).environ()["CUDA_VISIBLE_DEVICES"] for rank in run.ranks().values()]
     assert seen == ["0,1"] * 4  # each rank sees all of its node
     slurm.restart_controller(pause=3)
+    slurm.restart_slurmd(slurm.n2)
     slurm.machines.speed_up()
     assert job.wait() == "COMPLETED 0:0"
     assert run.events("start")[0]["ranks"] == 4

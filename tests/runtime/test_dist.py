@@ -1,6 +1,7 @@
 """What ranks tell each other."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -100,6 +101,19 @@ def test_a_rank_whose_torchrun_was_killed_before_it_came_ends_at_once_and_says_w
         f"ClusterError: rank 1 does not reach torchrun at 127.0.0.1:{port} (Connection refused): it was killed, or its "
         "node is out of reach; start the run again"
     ) in done.stderr
+
+
+def test_a_port_that_another_run_has_is_named() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        code = ORPHAN.replace("PORT", port).replace("rank=1", "rank=0")
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    message = (
+        rf"ClusterError: rank 0 cannot meet the others at 127.0.0.1:{port} \(.*\): is the port taken by another run"
+    )
+    assert re.search(message + r"\? Give another one \(--master_port; under srun MASTER_PORT\)", done.stderr), (
+        done.stderr
+    )
 
 
 HANGS = """
