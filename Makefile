@@ -27,8 +27,9 @@ help:
 demo: $(VENV)/.has-test
 	$(BIN)/scaletrain demo
 
+# Whole programs start and wait most of the time: side by side they take little longer. PYTEST_FLAGS="-n 0": one by one.
 test: $(VENV)/.has-test
-	$(BIN)/python -m pytest -m 'not slow and not gpu and not cluster and not real' $(PYTEST_FLAGS)
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal -m 'not slow and not gpu and not cluster and not real' $(PYTEST_FLAGS)
 
 check: $(VENV)/.has-dev $(VENV)/.has-test
 	$(BIN)/ruff format --check .
