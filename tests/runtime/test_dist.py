@@ -1,6 +1,7 @@
 """What ranks tell each other."""
 
 import os
+import socket
 import re
 import signal
 import subprocess
