@@ -1,9 +1,9 @@
 """What ranks tell each other."""
 
 import os
-import socket
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
