@@ -64,6 +64,12 @@ class Machine:
         for daemon in slurm:
             self.run(daemon)
 
+    def mount(self, source: Path, target: Path, *, read_only: bool = False) -> None:
+        """Shows `source` in the place of `target` on this machine alone, until it crashes."""
+        self.run("mount", "--bind", source, target)
+        if read_only:
+            self.run("mount", "-o", "remount,bind,ro", target)
+
     @property
     def is_up(self) -> bool:
         return self._unshare is not None and self._unshare.poll() is None
