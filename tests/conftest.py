@@ -32,7 +32,7 @@ class Done:
     err: str
 
 
-def run_program(*arguments: str | Path, seconds: float = 90, **env: str) -> Done:
+def run_program(*arguments: str | Path, seconds: float = 300, **env: str) -> Done:
     """Runs `python ARGUMENTS` in the repository's root."""
     command = [sys.executable, *map(str, arguments)]
     done = subprocess.run(
