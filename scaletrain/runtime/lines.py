@@ -1,5 +1,6 @@
 """What ranks say to each other outside of training: JSON messages over a socket, and a clock of their waiting."""
 
+import contextlib
 import json
 import math
 import socket
@@ -29,7 +30,8 @@ class Lines:
 
     def hurry(self) -> None:
         """From now on nothing waits for the other side."""
-        self.socket.settimeout(0)
+        with contextlib.suppress(OSError):  # closed meanwhile, by the thread that reads
+            self.socket.settimeout(0)
 
     def read(self) -> list[Message] | None:
         """What has come since, once select() says that something has; None at the end of the connection, and where
