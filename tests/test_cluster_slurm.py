@@ -115,7 +115,7 @@ def test_a_run_remembers_its_job_wherever_it_is_moved(tmp_path: Path) -> None:
     run = tmp_path / "sweep" / "a"
     assert submission.read(run) is None
     assert submission.next_folder(run) == run / "submit" / "0001"
-    submission.note(run, "9_1", tmp_path / "sweep" / "submit" / "0001" / "9_1.log", run / "x" / "cancelled")
+    submission.note(run, "9_1", tmp_path / "sweep" / "submit" / "0001" / "9_1.log", run / "x" / "cancelled", 0)
     assert submission.submitted_below(tmp_path / "sweep") == [run]
     (run / "submit" / "0007").mkdir()
     assert submission.next_folder(run) == run / "submit" / "0008"

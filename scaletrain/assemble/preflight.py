@@ -13,7 +13,7 @@ from scaletrain.cluster.doctor.cluster_rules import judge_clocks, judge_versions
 from scaletrain.cluster.doctor.facts import Clock, Disk, Wants
 from scaletrain.cluster.doctor.finding import Finding
 from scaletrain.cluster.doctor.node_rules import judge_disks
-from scaletrain.config.load import dump_recipe
+from scaletrain.config.load import dump_shared
 from scaletrain.errors import ClusterError
 from scaletrain.model.count import checkpoint_bytes
 from scaletrain.runtime import dist
@@ -24,7 +24,7 @@ _CLOCK_DOUBT = 1.0  # seconds between the moments at which ranks leave the excha
 @dataclass(frozen=True)
 class Record:
     """One rank's. `same`: what must be equal everywhere. `versions` and `disks` are told by the first rank of
-    each node."""
+    each node, versions only where there are others to compare with."""
 
     node: str
     time: float
@@ -58,17 +58,17 @@ def _record(settled: Settled, now: float) -> Record:
         node=os.uname().nodename,
         time=now,
         same={
-            "recipe": dump_recipe(settled.recipe.model_copy(update={"deepspeed": ""})),  # nodes may keep it elsewhere
+            "recipe": dump_shared(settled.recipe),
             "DeepSpeed file": json.dumps(settled.deepspeed, sort_keys=True),
             "model or dataset": json.dumps(settled.identity.to_dict(), sort_keys=True),
         },
-        versions=collect.versions() if is_first else {},
+        versions=collect.versions() if is_first and settled.world.nodes > 1 else {},
         disks=collect.disks(collect.scratch_places() | {"run folder": folder}) if is_first else (),
     )
 
 
 def _judge(settled: Settled, everyone: Sequence[Record]) -> Iterator[Finding]:
-    nodes = {record.node: record for record in everyone if record.versions}
+    nodes = {record.node: record for record in everyone if record.disks}
     wants = Wants(checkpoint_bytes=checkpoint_bytes(settled.architecture))
     yield from judge_versions({name: record.versions for name, record in nodes.items()})
     yield from judge_clocks({n: Clock(record.time - everyone[0].time, _CLOCK_DOUBT) for n, record in nodes.items()})

@@ -13,13 +13,11 @@ from scaletrain.config.architecture import Architecture, architecture_problems, 
 from scaletrain.config.deepspeed import (
     BatchPlan,
     batch_plan,
-    check_keys,
     engine_config,
-    load_deepspeed,
     settle,
     zero_stage,
 )
-from scaletrain.config.load import load_recipe
+from scaletrain.config.load import load_with_deepspeed
 from scaletrain.config.schema import Precision, Recipe
 from scaletrain.data.live.text import open_live_text
 from scaletrain.data.run_data import RunData
@@ -83,9 +81,7 @@ class Settled:
 def settle_recipe(path: Path, overrides: Sequence[str], deepspeed_config: str | None) -> Settled:
     """Reads and checks a recipe for this launch. Raises a ScaleTrainError for anything that cannot run."""
     world = read_world(os.environ)
-    recipe = load_recipe(path, overrides, deepspeed_config)
-    preset = load_deepspeed(Path(recipe.deepspeed))
-    check_keys(preset, recipe.deepspeed)
+    recipe, preset = load_with_deepspeed(path, overrides, deepspeed_config)
     recipe = settle(recipe, preset)
     device = dist.device_of(world)
     precision = recipe.train.precision or best_precision(device)

@@ -10,7 +10,7 @@ from scaletrain.errors import ClusterError
 from scaletrain.runtime.files import write_json
 
 FOLDER = "submit"
-_FILE = Path(FOLDER, "job.json")
+FILE = Path(FOLDER, "job.json")
 
 
 @dataclass(frozen=True)
@@ -24,30 +24,28 @@ class Submission:
     time: float
 
 
-def note(run: Path, job: str, log: Path, cancelled: Path) -> None:
+def note(run: Path, job: str, log: Path, cancelled: Path, events_bytes: int) -> None:
     """Writes down what was submitted for a run."""
-    events = run / "events.jsonl"
-    size = events.stat().st_size if events.is_file() else 0
     (run / FOLDER).mkdir(parents=True, exist_ok=True)
     paths = (os.path.relpath(log, run), os.path.relpath(cancelled, run))
-    write_json(run / _FILE, asdict(Submission(job, *paths, size, time.time())))
+    write_json(run / FILE, asdict(Submission(job, *paths, events_bytes, time.time())))
 
 
 def read(run: Path) -> Submission | None:
     """What was last submitted for a run; None: nothing was."""
     try:
-        return Submission(**json.loads((run / _FILE).read_text(encoding="utf-8")))
+        return Submission(**json.loads((run / FILE).read_text(encoding="utf-8")))
     except (FileNotFoundError, NotADirectoryError):
         return None
     except (OSError, ValueError, TypeError) as error:
         raise ClusterError(
-            f"{run / _FILE} cannot be read ({error}): remove it; SLURM's squeue lists your jobs"
+            f"{run / FILE} cannot be read ({error}): remove it; SLURM's squeue lists your jobs"
         ) from None
 
 
 def submitted_below(folder: Path) -> list[Path]:
     """The runs of a sweep's folder."""
-    return sorted(file.parents[1] for file in folder.glob(f"*/{_FILE}"))
+    return sorted(file.parents[1] for file in folder.glob(f"*/{FILE}"))
 
 
 def next_folder(run: Path) -> Path:

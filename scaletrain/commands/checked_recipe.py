@@ -5,8 +5,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from scaletrain.config.deepspeed import BatchPlan, check_keys, engine_config, load_deepspeed, settle
-from scaletrain.config.load import dump_recipe, load_recipe
+from scaletrain.config.deepspeed import BatchPlan, engine_config, settle
+from scaletrain.config.load import dump_recipe, load_with_deepspeed
 from scaletrain.config.problems import raise_problems
 from scaletrain.config.schema import Recipe
 from scaletrain.config.sweep import SweepRun
@@ -39,10 +39,8 @@ class CheckedRecipe:
 
 def check_recipe(path: Path, overrides: Sequence[str], deepspeed_config: str | None, ranks: int) -> CheckedRecipe:
     """ConfigError for what a launch on so many ranks would refuse, as far as it can be seen without the data."""
-    recipe = load_recipe(path, overrides, deepspeed_config)
-    preset = load_deepspeed(Path(recipe.deepspeed))
-    check_keys(preset, recipe.deepspeed)
-    recipe = settle(recipe, preset)
+    loaded, preset = load_with_deepspeed(path, overrides, deepspeed_config)
+    recipe = settle(loaded, preset)
     engine = engine_config(recipe, preset, ranks=ranks, precision=recipe.train.precision or "bf16")
     sizes = ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps")
     return CheckedRecipe(recipe, preset, BatchPlan(*(engine[size] for size in sizes)))

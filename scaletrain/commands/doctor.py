@@ -78,13 +78,10 @@ def doctor(
 def _load(path: Path | None, overrides: Sequence[str], deepspeed_config: str | None) -> "Recipe | None":
     if path is None:
         return None
-    from scaletrain.config.deepspeed import check_keys, load_deepspeed, settle
-    from scaletrain.config.load import load_recipe
+    from scaletrain.config.deepspeed import settle
+    from scaletrain.config.load import load_with_deepspeed
 
-    loaded = load_recipe(path, overrides, deepspeed_config)
-    preset = load_deepspeed(Path(loaded.deepspeed))
-    check_keys(preset, loaded.deepspeed)
-    return settle(loaded, preset)
+    return settle(*load_with_deepspeed(path, overrides, deepspeed_config))
 
 
 def _given_port() -> int:

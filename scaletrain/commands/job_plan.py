@@ -2,7 +2,7 @@
 
 import shlex
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -10,9 +10,10 @@ from scaletrain import __version__
 from scaletrain.cluster import submission
 from scaletrain.cluster.batch import Batch, Told, array_of, body_of, container, job_script
 from scaletrain.commands.checked_recipe import CheckedRecipe
-from scaletrain.commands.supervise import find_script
+from scaletrain.commands.launcher import find_script
+from scaletrain.commands.supervised_folder import bytes_of_events
+from scaletrain.config.data_rules import source_places
 from scaletrain.config.load import SOURCE_TREE
-from scaletrain.config.schema import Data
 from scaletrain.runtime.files import write_whole
 
 BODY = Path("slurm", "pretrain.sbatch")
@@ -45,7 +46,9 @@ class JobPlan:
         """Writes down, in each run's folder, which job is to train it."""
         for task, run in self.runs.items():
             name = job if task is None else f"{job}_{task}"
-            submission.note(run.folder, name, self.log_of(job, task), self.told.cancelled(task))
+            submission.note(
+                run.folder, name, self.log_of(job, task), self.told.cancelled(task), bytes_of_events(run.folder)
+            )
 
     def log_of(self, job: str, task: int | None) -> Path:
         return self.batch.log.with_name(f"{job}.log" if task is None else f"{job}_{task}.log")
@@ -90,14 +93,8 @@ def _name(root: Path, runs: Runs) -> str:
 
 def _local_data(runs: Runs) -> list[Path]:
     """What the runs read by a path."""
-    found = [name for run in runs.values() for name in _data_paths(run.recipe.data)]
+    found = [place for run in runs.values() for place in source_places(run.recipe.data).values()]
     return [Path(name).expanduser().absolute() for name in dict.fromkeys(found) if "://" not in name]
-
-
-def _data_paths(data: Data) -> Iterator[str]:
-    if data.source == "tokens":
-        yield from ([data.path] if data.path is not None else [])
-        yield from (source.path for source in (data.mixture or {}).values())
 
 
 def _outermost(paths: Sequence[Path]) -> list[Path]:

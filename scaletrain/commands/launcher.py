@@ -17,6 +17,13 @@ def script_in(places: Sequence[Path], script: Path = SCRIPT) -> Path | None:
     return next((place / script for place in places if (place / script).is_file()), None)
 
 
+def find_script(places: Sequence[Path], script: Path = SCRIPT) -> Path:
+    """The program of a rank, or another file of the repository; ConfigError when no place has it."""
+    if (found := script_in(places, script)) is None:
+        raise ConfigError(f"{script} is not in {' or '.join(map(str, places))}: run this in a clone of the repository")
+    return found
+
+
 def launcher_words(template: str | None, ranks: int, least: int | None) -> list[str]:
     """The words before the script, with {ranks} where their number goes; `least`: train.min_ranks."""
     if least is not None and least > ranks:

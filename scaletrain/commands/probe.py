@@ -84,43 +84,36 @@ def _places(job: Mapping[str, Any] | None) -> dict[str, Path]:
     """The folders of a recipe; none of one that cannot be read, which is told as such."""
     if job is None:
         return {}
+    from scaletrain.config.data_rules import source_places
     from scaletrain.config.load import load_recipe
 
     try:
         recipe = load_recipe(Path(job["recipe"]), job["overrides"], job["deepspeed_config"])
     except ScaleTrainError:
         return {}
-    data = recipe.data
-    paths = [source.path for source in data.mixture.values()] if data.mixture else [data.path] if data.path else []
-    return {
-        "run folder": Path(recipe.run.dir),
-        **{f"dataset {path}": Path(path) for path in paths if "://" not in path},
-    }
+    local = [place for place in source_places(recipe.data).values() if "://" not in place]
+    return {"run folder": Path(recipe.run.dir), **{f"dataset {place}": Path(place) for place in local}}
 
 
 def read_job(recipe: str, overrides: Sequence[str], deepspeed_config: str | None) -> Job:
     """The recipe, its DeepSpeed file and its datasets as this machine reads them."""
-    from scaletrain.config.deepspeed import check_keys, load_deepspeed
+    from scaletrain.config.data_rules import source_places
     from scaletrain.config.deepspeed_ops import needed_ops
-    from scaletrain.config.load import dump_recipe, load_recipe
+    from scaletrain.config.load import dump_shared, load_with_deepspeed
     from scaletrain.data.opening import open_data
 
     try:
-        loaded = load_recipe(Path(recipe), overrides, deepspeed_config)
-        preset = load_deepspeed(Path(loaded.deepspeed))
-        check_keys(preset, loaded.deepspeed)
+        loaded, preset = load_with_deepspeed(Path(recipe), overrides, deepspeed_config)
     except ScaleTrainError as error:
         return Job(fault=_one_line(error))
     folder = op_folder(os.environ)
     job = Job(
-        recipe=_digest(dump_recipe(loaded.model_copy(update={"deepspeed": ""}))),  # nodes may keep that file elsewhere
+        recipe=_digest(dump_shared(loaded)),
         deepspeed=_digest(json.dumps(preset, sort_keys=True)),
         ops={op: is_built(op, folder) for op in needed_ops(preset)},
     )
-    data = loaded.data
-    places = {name: source.path for name, source in data.mixture.items()} if data.mixture else {"data": data.path}
     try:
-        datasets = {name: open_data(place, data) for name, place in places.items() if place is not None}
+        datasets = {name: open_data(place, loaded.data) for name, place in source_places(loaded.data).items()}
     except ScaleTrainError as error:
         return replace(job, data_fault=_one_line(error))
     sizes = [dataset.tokenizer.vocab_size for dataset in datasets.values()]

@@ -57,7 +57,7 @@ class Standing:
 
 def is_run(folder: Path) -> bool:
     """Whether a run was begun or submitted in the folder."""
-    return any((folder / name).exists() for name in (EVENTS, "checkpoints", "submit/job.json"))
+    return any((folder / name).exists() for name in (EVENTS, "checkpoints", submission.FILE))
 
 
 def find_runs(folder: Path) -> list[Path]:

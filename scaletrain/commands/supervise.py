@@ -14,7 +14,7 @@ from typing import Annotated, Any
 import typer
 
 from scaletrain.cluster.restarts import Restart, Restarts
-from scaletrain.commands.launcher import RANKS, SCRIPT, launcher_words, script_in, with_ranks
+from scaletrain.commands.launcher import RANKS, find_script, launcher_words, with_ranks
 from scaletrain.commands.supervised_folder import (
     EVENTS,
     bytes_of_events,
@@ -24,11 +24,11 @@ from scaletrain.commands.supervised_folder import (
     newest_step,
     went_back,
 )
-from scaletrain.config.deepspeed import batch_plan, check_keys, load_deepspeed, settle
+from scaletrain.config.deepspeed import batch_plan, settle
 from scaletrain.config.fewer_ranks import Fit, fewer_ranks
-from scaletrain.config.load import SOURCE_TREE, load_recipe
+from scaletrain.config.load import SOURCE_TREE, load_with_deepspeed
 from scaletrain.config.schema import Recipe
-from scaletrain.errors import EXIT_STOPPED, ConfigError
+from scaletrain.errors import EXIT_STOPPED
 from scaletrain.runtime.exit_report import settle_end
 from scaletrain.runtime.gpus import begin_count, end_count
 from scaletrain.runtime.grace import Grace
@@ -65,10 +65,8 @@ def supervise(
     train.min_ranks it may go on with fewer ranks. The first SIGTERM, SIGINT, SIGUSR1 or SIGHUP stops the run, saved; a
     second, three seconds later, kills it.
     """
-    settled = load_recipe(recipe, overrides or [], deepspeed_config)
-    preset = load_deepspeed(Path(settled.deepspeed))
-    check_keys(preset, settled.deepspeed)
-    settled = settle(settled, preset)
+    loaded, preset = load_with_deepspeed(recipe, overrides or [], deepspeed_config)
+    settled = settle(loaded, preset)
     gpus_at_start = cache(partial(end_count, begin_count()))  # counted beside the first launch, read when it is needed
     if ranks is None:
         ranks = 1 if launch is not None and RANKS not in launch else max(1, gpus_at_start())
@@ -87,13 +85,6 @@ def supervise(
             gpus_at_start=gpus_at_start,
         )
         sys.exit(supervisor.run())
-
-
-def find_script(places: Sequence[Path], script: Path = SCRIPT) -> Path:
-    """The program of a rank, or another file of the repository; ConfigError when no place has it."""
-    if (found := script_in(places, script)) is None:
-        raise ConfigError(f"{script} is not in {' or '.join(map(str, places))}: run this in a clone of the repository")
-    return found
 
 
 def _fewer(recipe: Recipe, preset: dict[str, Any], began_with: int, at_most: int) -> Fit | None:

@@ -12,8 +12,8 @@ import typer
 
 from scaletrain.commands.launcher import RANKS, SCRIPT, script_in
 from scaletrain.commands.rehearsal import LaunchError, Rehearsal, counted
-from scaletrain.config.deepspeed import batch_plan, check_keys, load_deepspeed, settle
-from scaletrain.config.load import SOURCE_TREE, load_recipe
+from scaletrain.config.deepspeed import batch_plan, settle
+from scaletrain.config.load import SOURCE_TREE, load_with_deepspeed
 from scaletrain.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -134,10 +134,7 @@ def _read_template(text: str | None) -> tuple[str, ...] | None:
 
 
 def _settled(recipe: Path, overrides: Sequence[str], deepspeed_config: str | None) -> "Recipe":
-    loaded = load_recipe(recipe, overrides, deepspeed_config)
-    preset = load_deepspeed(Path(loaded.deepspeed))
-    check_keys(preset, loaded.deepspeed)
-    return settle(loaded, preset)
+    return settle(*load_with_deepspeed(recipe, overrides, deepspeed_config))
 
 
 def _micro_batch(recipe: "Recipe", wanted: Sequence[int]) -> int:

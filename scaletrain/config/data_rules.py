@@ -1,8 +1,11 @@
-"""Rules over several keys of the recipe's data section, a line each; and the weights of a mixture by stage."""
+"""Rules over several keys of the recipe's data section, a line each; its sources, and their weights by
+stage."""
 
 from collections.abc import Iterator
 
 from scaletrain.config.schema import Data, Live
+
+ONLY = "data"  # the name of the source that data.path gives
 
 
 def data_problems(data: Data) -> list[str]:
@@ -24,6 +27,15 @@ def weights_by_stage(data: Data) -> list[tuple[int, dict[str, float]]]:
     assert data.mixture is not None
     first = {name: source.weight for name, source in data.mixture.items()}
     return [(0, first), *((s.from_tokens, {n: s.weights.get(n, 0.0) for n in first}) for s in data.stages)]
+
+
+def source_places(data: Data) -> dict[str, str]:
+    """Where each prepared source of a run lies, by its name; none of live text, which is read as it comes."""
+    if data.source != "tokens":
+        return {}
+    if data.mixture is not None:
+        return {name: source.path for name, source in data.mixture.items()}
+    return {ONLY: data.path} if data.path is not None else {}
 
 
 def _place_problems(data: Data) -> Iterator[str]:

@@ -8,6 +8,7 @@ from pydantic import ValidationError
 
 from scaletrain.config.architecture import resolve_architecture
 from scaletrain.config.data_rules import data_problems
+from scaletrain.config.deepspeed_file import check_keys, load_deepspeed
 from scaletrain.config.problems import raise_problems, sections, shown, take_unknown_keys, value_problems
 from scaletrain.config.schema import Recipe
 from scaletrain.config.strict_yaml import dump_yaml, parse_yaml
@@ -36,6 +37,16 @@ def load_recipe(path: Path, overrides: Sequence[str] = (), deepspeed_config: str
     raise_problems(str(path), problems)
     assert recipe is not None  # a recipe that could not be built has left a problem
     return recipe
+
+
+def load_with_deepspeed(
+    path: Path, overrides: Sequence[str] = (), deepspeed_config: str | None = None
+) -> tuple[Recipe, dict[str, Any]]:
+    """A recipe and the DeepSpeed file that it names, each checked by itself; config/deepspeed.py settles the two."""
+    recipe = load_recipe(path, overrides, deepspeed_config)
+    preset = load_deepspeed(Path(recipe.deepspeed))
+    check_keys(preset, recipe.deepspeed)
+    return recipe, preset
 
 
 def apply_override(data: dict[str, Any], text: str) -> list[str]:
@@ -145,6 +156,12 @@ def find_deepspeed(name: str, recipe_path: Path) -> Path | str:
         f"deepspeed={name} is not a file{where}: give the path of a DeepSpeed JSON (deepspeed=FILE or "
         "--deepspeed_config FILE); ds_configs/ in the source repository has one for each ZeRO stage"
     )
+
+
+def dump_shared(recipe: Recipe) -> str:
+    """What must be the same on every node: the recipe without the place of its DeepSpeed file, which nodes may keep
+    elsewhere."""
+    return dump_recipe(recipe.model_copy(update={"deepspeed": ""}))
 
 
 def dump_recipe(recipe: Recipe) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 
 import xxhash
 
-from scaletrain.config.data_rules import weights_by_stage
+from scaletrain.config.data_rules import ONLY, source_places, weights_by_stage
 from scaletrain.config.schema import Data
 from scaletrain.data.announce import announced
 from scaletrain.data.cache_folder import cache_folder
@@ -24,8 +24,6 @@ from scaletrain.data.rows import CutRows, Rows
 from scaletrain.data.shards import Dataset, Split, TokenizerInfo
 from scaletrain.data.sources import JoinedRows, MixedRows
 from scaletrain.errors import DataError
-
-ONLY = "data"  # the name of the source that data.path gives
 
 
 @dataclass(frozen=True)
@@ -236,8 +234,7 @@ class TrainingData:
 
 def open_training_data(data: Data, seed: int) -> TrainingData:
     """Opens every source; DataError when one is not whole, or they were made with different tokenizers."""
-    places = {name: s.path for name, s in data.mixture.items()} if data.mixture else {ONLY: data.path or ""}
-    sources = {name: open_data(place, data) for name, place in places.items()}
+    sources = {name: open_data(place, data) for name, place in source_places(data).items()}
     first = next(iter(sources.values()))
     for dataset in sources.values():
         if dataset.tokenizer.fingerprint != first.tokenizer.fingerprint:

@@ -19,6 +19,7 @@ import torch
 import xxhash
 
 from scaletrain.errors import CheckpointError
+from scaletrain.runtime.files import forget_pages
 
 _BLOCK = 16 << 20  # bytes handed to the disk at once
 _FLOAT = 4  # bytes
@@ -58,23 +59,15 @@ def write_entries(path: Path, entries: Iterable[Entry], metadata: Mapping[str, A
         for view in chain([memoryview(len(text).to_bytes(8, "little") + text)], map(_bytes_of, entries)):
             for begin in range(0, len(view), _BLOCK):
                 block = view[begin : begin + _BLOCK]
+                size = len(block)
                 digest.update(block)
-                written += len(block)
+                written += size
                 while block:  # a raw file may take a part
                     block = block[file.write(block) :]
-                _begin_writing_back(file.fileno(), written)
+                # The disk begins with them now: it would idle until the fsync, and half of the time would be lost.
+                forget_pages(file.fileno(), written - size, size)
         os.fsync(file.fileno())
     return written, digest.hexdigest()
-
-
-def _begin_writing_back(file: int, end: int) -> None:
-    """Has the disk begin with the last block up to `end`; otherwise it idles until the fsync: half the time is lost.
-
-    Linux starts to write pages that are said not to be needed (mm/fadvise.c); elsewhere nothing happens.
-    """
-    if hasattr(os, "posix_fadvise"):
-        begin = max(0, end - _BLOCK)
-        os.posix_fadvise(file, begin, end - begin, os.POSIX_FADV_DONTNEED)
 
 
 def _bytes_of(entry: Entry) -> memoryview:

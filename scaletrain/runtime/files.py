@@ -36,6 +36,16 @@ def sync_folder(path: Path) -> None:
         os.close(handle)
 
 
+def forget_pages(file: int, begin: int = 0, length: int = 0) -> None:
+    """Tells the system that these bytes of an open file (a length of 0: to its end) are not needed in memory.
+
+    Linux starts to write those that are not on the disk yet, and drops the others (mm/fadvise.c); elsewhere nothing
+    happens.
+    """
+    if hasattr(os, "posix_fadvise"):
+        os.posix_fadvise(file, begin, length, os.POSIX_FADV_DONTNEED)
+
+
 def hash_file(path: Path) -> str:
     """The file's xxh3 (128 bits, hexadecimal), read in blocks."""
     digest = xxhash.xxh3_128()

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from scaletrain.cluster import submission
+from scaletrain.commands.supervised_folder import bytes_of_events
 
 RECIPE = "run: {dir: x}\ndata: {path: x}\nmodel: {preset: llama-tiny}\ntrain: {max_steps: 2000}\n"
 
@@ -20,7 +21,8 @@ class MadeRun:
         """A job was submitted for it; its log is made when it says something."""
         number = submission.next_folder(self.folder)
         number.mkdir(parents=True)
-        submission.note(self.folder, job, number / f"{job}.log", number / "cancelled")
+        events = bytes_of_events(self.folder)
+        submission.note(self.folder, job, number / f"{job}.log", number / "cancelled", events)
         return self
 
     def said(self, *lines: str) -> "MadeRun":

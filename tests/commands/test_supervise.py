@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from scaletrain.commands.supervise import find_script
+from scaletrain.commands.launcher import find_script
 from scaletrain.commands.supervised_folder import newest_step
 from scaletrain.errors import ConfigError
 from scaletrain.runtime.exit_report import settle_end

@@ -13,6 +13,7 @@ from scaletrain.cluster.doctor import collect
 from scaletrain.cluster.doctor.agents import MARK, Agent, Agents, Silence
 from scaletrain.cluster.doctor.nodes import Place, probe_command
 from scaletrain.cluster.doctor.trials import Ears, RunFolder, connect
+from scaletrain.commands.probe import _places, read_job
 from tests.conftest import ROOT, run_program
 
 
@@ -198,3 +199,15 @@ def test_a_probe_ends_when_nobody_asks_any_more_and_clears_up(tmp_path: Path) ->
     )  # fmt: skip
     assert done.stdout == f'{MARK}""\n'
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_live_source_is_no_prepared_dataset(tmp_path: Path) -> None:
+    (tmp_path / "r.yaml").write_text(
+        "run: {dir: run}\ndata: {source: huggingface, path: some/text, tokenizer: gpt2}\n"
+        "model: {preset: llama-tiny}\ndeepspeed: ds_configs/zero1.json\ntrain: {max_steps: 1}\n",
+        encoding="utf-8",
+    )
+    job = {"recipe": str(tmp_path / "r.yaml"), "overrides": [], "deepspeed_config": None}
+    found = read_job(**job)
+    assert (found.fault, found.data_fault, found.datasets) == ("", "", {})
+    assert list(_places(job)) == ["run folder"]

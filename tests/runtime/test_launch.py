@@ -65,11 +65,11 @@ def test_no_process_is_left_in_any_session(ignores: str, tmp_path: Path) -> None
     assert marked(EXIT_FILE, str(exits)) == []
 
 
-SAVES_LATE = """
+# A launcher that dies, and what it leaves behind: that is told to end, and saves first.
+ORPHAN = """
 import os, signal, sys, time
 def save(number, frame):
-    time.sleep(0.2)
-    open(sys.argv[1] + "/saved", "w")
+    SAVE
     os._exit(0)
 signal.signal(signal.SIGTERM, save)
 if os.fork():
@@ -78,6 +78,7 @@ if os.fork():
 os.setsid()
 signal.pause()
 """
+SAVES_LATE = ORPHAN.replace("SAVE", 'time.sleep(0.2); open(sys.argv[1] + "/saved", "w")')
 
 
 def test_a_process_that_outlives_its_launcher_may_save_before_it_ends(tmp_path: Path) -> None:
@@ -88,23 +89,13 @@ def test_a_process_that_outlives_its_launcher_may_save_before_it_ends(tmp_path: 
     assert (tmp_path / "saved").exists()
 
 
-WRITES_LONG = """
-import os, signal, sys, time
-folder = sys.argv[1] + "/.unfinished-step-00000004"
-def save(number, frame):
+SAVE_LONG = """folder = sys.argv[1] + "/.unfinished-step-00000004"
     os.mkdir(folder)
     for part in range(15):
         open(f"{folder}/{part}", "w")
         time.sleep(0.1)
-    os.rename(folder, sys.argv[1] + "/step-00000004")
-    os._exit(0)
-signal.signal(signal.SIGTERM, save)
-if os.fork():
-    time.sleep(0.2)
-    os._exit(1)
-os.setsid()
-signal.pause()
-"""
+    os.rename(folder, sys.argv[1] + "/step-00000004")"""
+WRITES_LONG = ORPHAN.replace("SAVE", SAVE_LONG)
 
 
 def test_a_save_is_not_cut_off_however_long_it_takes(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from io import FileIO
 from pathlib import Path
 
 from scaletrain.cluster.doctor.facts import Storage, Unreached
+from scaletrain.runtime.files import forget_pages
 
 _CONNECT_SECONDS = 4.0  # a dropped packet is sent again after 1 and 3 s
 _AT_ONCE = 64
@@ -81,7 +82,8 @@ class RunFolder:
 
     def sees_mark(self) -> bool:
         for number in range(_LOOKS):
-            time.sleep(0.5 * min(number, 1))
+            if number:
+                time.sleep(0.5)
             with contextlib.suppress(OSError):
                 if self._mark.read_text(encoding="utf-8") == self._nonce:
                     return True
@@ -95,7 +97,7 @@ class RunFolder:
             with path.open("x+b", buffering=0) as file:
                 path.unlink()  # whatever happens from here on, nothing stays
                 written, write_seconds = _timed(lambda: _write(file))
-                os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)  # to be read from the disk
+                forget_pages(file.fileno())  # to be read from the disk
                 file.seek(0)
                 read, read_seconds = _timed(lambda: _read(file))
         except OSError as error:
