@@ -59,13 +59,12 @@ def write_entries(path: Path, entries: Iterable[Entry], metadata: Mapping[str, A
         for view in chain([memoryview(len(text).to_bytes(8, "little") + text)], map(_bytes_of, entries)):
             for begin in range(0, len(view), _BLOCK):
                 block = view[begin : begin + _BLOCK]
-                size = len(block)
                 digest.update(block)
-                written += size
+                written += len(block)
                 while block:  # a raw file may take a part
                     block = block[file.write(block) :]
-                # The disk begins with them now: it would idle until the fsync, and half of the time would be lost.
-                forget_pages(file.fileno(), written - size, size)
+                # The disk begins with the last block now: it would idle until the fsync, and half of the time be lost.
+                forget_pages(file.fileno(), max(0, written - _BLOCK), min(written, _BLOCK))
         os.fsync(file.fileno())
     return written, digest.hexdigest()
 
