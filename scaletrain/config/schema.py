@@ -278,6 +278,8 @@ class Evaluate(Section):
     """Validation samples used, spread evenly over the split; default: all."""
     batch_size: Positive | None = None
     """Samples a forward pass on one rank; default: the micro-batch."""
+    patience: Positive | None = None
+    """Evaluations in a row without a new best checkpoint.best_metric after which the run is done; default: none."""
 
 
 class Log(Section):
@@ -286,12 +288,12 @@ class Log(Section):
     tensorboard: bool = True
 
 
-class Recipe(Section):
+class BaseRecipe(Section):
+    """What pretraining and fine-tuning share."""
+
     run: Run
     seed: NonNegative = 1234
     """Decides the initial weights and the order of the data."""
-    data: Data = Data()
-    model: Model = Model()
     deepspeed: str = "ds_configs/zero1.json"
     """DeepSpeed JSON file; `--deepspeed_config FILE` on the command line wins over it."""
     train: Train = Train()
@@ -300,3 +302,10 @@ class Recipe(Section):
     guard: Guard = Guard()
     evaluate: Evaluate = Evaluate()
     log: Log = Log()
+
+
+class Recipe(BaseRecipe):
+    """A pretraining recipe."""
+
+    data: Data = Data()
+    model: Model = Model()
