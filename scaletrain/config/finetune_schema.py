@@ -62,7 +62,7 @@ class FinetuneData(Section):
         "auto"
     )
     """auto: by the name's ending; squad: SQuAD's JSON; lines: two texts of equal lines."""
-    columns: dict[str, str] = {}
+    columns: dict[str, str] = {}  # noqa: RUF012 (pydantic copies it)
     """Our field -> the file's column: text, pair, label; tokens, tags; id, question, context, answers; messages,
     conversations, instruction, input, output, prompt, response, source, target. CoNLL: column numbers from 0, -1 the
     last."""
