@@ -8,9 +8,9 @@ from scaletrain.runtime.stop import remember_warning
 
 remember_warning()  # the imports below take seconds
 
-from scaletrain.commands.pretrain import main
+from scaletrain.commands.train import main
 from scaletrain.runtime.exit_report import report_exit
 from scaletrain.runtime.log import leave
 
 if __name__ == "__main__":
-    leave(report_exit(main(sys.argv[1:])))
+    leave(report_exit(main("pretrain", sys.argv[1:])))

@@ -156,7 +156,7 @@ def test_a_file_without_a_first_line_is_caught() -> None:
             "scaletrain/data/x.py",
             "import torch\nfrom scaletrain.data.rows import Rows\nfrom scaletrain.errors import X",
         ),
-        ("launch/x.py", "from scaletrain.commands.pretrain import main"),
+        ("launch/x.py", "from scaletrain.commands.train import main"),
         ("scaletrain/cli.py", "import scaletrain\nfrom scaletrain.config.load import load_recipe\nimport data"),
     ],
 )

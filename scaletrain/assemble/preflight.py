@@ -15,7 +15,6 @@ from scaletrain.cluster.doctor.finding import Finding
 from scaletrain.cluster.doctor.node_rules import judge_disks
 from scaletrain.config.load import dump_shared
 from scaletrain.errors import ClusterError
-from scaletrain.model.count import checkpoint_bytes
 from scaletrain.runtime import dist
 
 _CLOCK_DOUBT = 1.0  # seconds between the moments at which ranks leave the exchange before this one
@@ -69,7 +68,7 @@ def _record(settled: Settled, now: float) -> Record:
 
 def _judge(settled: Settled, everyone: Sequence[Record]) -> Iterator[Finding]:
     nodes = {record.node: record for record in everyone if record.disks}
-    wants = Wants(checkpoint_bytes=checkpoint_bytes(settled.architecture))
+    wants = Wants(checkpoint_bytes=settled.job.checkpoint_bytes)
     yield from judge_versions({name: record.versions for name, record in nodes.items()})
     yield from judge_clocks({n: Clock(record.time - everyone[0].time, _CLOCK_DOUBT) for n, record in nodes.items()})
     for name, record in nodes.items():

@@ -1,34 +1,20 @@
 """A recipe with everything decided that a launch decides, before anything is written."""
 
 import os
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from scaletrain.cluster.env import read_world
-from scaletrain.config.architecture import Architecture, architecture_problems, resolve_architecture
-from scaletrain.config.deepspeed import (
-    BatchPlan,
-    batch_plan,
-    engine_config,
-    settle,
-    zero_stage,
-)
-from scaletrain.config.load import load_with_deepspeed
-from scaletrain.config.schema import Precision, Recipe
-from scaletrain.data.live.text import open_live_text
-from scaletrain.data.run_data import RunData
-from scaletrain.data.tokenizer import load_tokenizer
-from scaletrain.data.training_data import open_training_data
+from scaletrain.assemble.job import Job
+from scaletrain.config.deepspeed import BatchPlan, batch_plan, engine_config, zero_stage
+from scaletrain.config.load import AnyRecipe
+from scaletrain.config.schema import Precision
 from scaletrain.engine.checkpoint import Identity
 from scaletrain.engine.plan import Plan, plan_run
 from scaletrain.engine.state import RunState
-from scaletrain.errors import ConfigError, DataError
-from scaletrain.model.count import flops_per_token
-from scaletrain.model.hf import architecture_from_hf
+from scaletrain.errors import ConfigError
 from scaletrain.runtime import dist
 from scaletrain.runtime.machine import cores
 from scaletrain.runtime.world import World
@@ -37,99 +23,85 @@ from scaletrain.track.peak import Peak, peak_of
 DTYPES: dict[Precision, torch.dtype] = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
 
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "tokenizer_config.json")
+@dataclass(frozen=True)
+class Launch:
+    """What is decided before the data are opened. `recipe` is settled with `preset`."""
+
+    recipe: AnyRecipe
+    preset: dict[str, Any]
+    precision: Precision
+    batch: BatchPlan
+    deepspeed: dict[str, Any]
+    world: World
+    device: torch.device
 
 
 @dataclass(frozen=True)
 class Settled:
     """A recipe with everything decided that this launch decides; checked, and nothing written yet."""
 
-    recipe: Recipe
-    preset: dict[str, Any]
-    precision: Precision
-    batch: BatchPlan
-    data: RunData
-    architecture: Architecture
-    deepspeed: dict[str, Any]
-    world: World
-    device: torch.device
+    launch: Launch
+    job: Job
+
+    @property
+    def recipe(self) -> AnyRecipe:
+        return self.launch.recipe
+
+    @property
+    def batch(self) -> BatchPlan:
+        return self.launch.batch
+
+    @property
+    def world(self) -> World:
+        return self.launch.world
+
+    @property
+    def device(self) -> torch.device:
+        return self.launch.device
+
+    @property
+    def deepspeed(self) -> dict[str, Any]:
+        return self.launch.deepspeed
+
+    @property
+    def zero_stage(self) -> int:
+        return zero_stage(self.launch.preset)
 
     def plan(self, state: RunState) -> Plan:
         """How far a run that stands at `state` goes, as the recipe has it."""
-        recipe, batch = self.recipe, self.batch
         return plan_run(
-            recipe.train,
+            self.recipe.train,
             state,
-            global_batch=batch.global_batch,
-            micro_batch=batch.micro_batch,
-            context=recipe.data.context_length,
+            global_batch=self.batch.global_batch,
+            micro_batch=self.batch.micro_batch,
+            context=self.job.context,
+            max_samples=self.job.max_samples,
         )
-
-    @property
-    def flops_per_token(self) -> float:
-        return flops_per_token(self.architecture, self.recipe.data.context_length)
 
     @property
     def identity(self) -> Identity:
         return Identity(
-            layout={"ranks": self.world.size, "zero_stage": zero_stage(self.preset), "precision": self.precision},
-            model=asdict(self.architecture),
-            data=self.data.identity(),
+            layout={"ranks": self.world.size, "zero_stage": self.zero_stage, "precision": self.launch.precision},
+            model=self.job.identity,
+            data=self.job.data.identity(),
         )
 
 
-def settle_recipe(path: Path, overrides: Sequence[str], deepspeed_config: str | None) -> Settled:
-    """Reads and checks a recipe for this launch. Raises a ScaleTrainError for anything that cannot run."""
-    world = read_world(os.environ)
-    recipe, preset = load_with_deepspeed(path, overrides, deepspeed_config)
-    recipe = settle(recipe, preset)
+def settle_launch(recipe: AnyRecipe, preset: dict[str, Any], world: World) -> Launch:
+    """`recipe`: settled with `preset`. ConfigError for what cannot run on this launch's ranks and devices."""
     device = dist.device_of(world)
     precision = recipe.train.precision or best_precision(device)
     if precision == "fp16" and device.type == "cpu":
         raise ConfigError("train.precision=fp16 needs a GPU: use bf16 or fp32 on a CPU")
-    batch = batch_plan(recipe, world.size)
-    data = _open_data(recipe, world)
-    return Settled(
+    return Launch(
         recipe=recipe,
         preset=preset,
         precision=precision,
-        batch=batch,
-        data=data,
-        architecture=_architecture(recipe, data),
+        batch=batch_plan(recipe, world.size),
         deepspeed=engine_config(recipe, preset, ranks=world.size, precision=precision),
         world=world,
         device=device,
     )
-
-
-def _open_data(recipe: Recipe, world: World) -> RunData:
-    if recipe.data.source == "huggingface":
-        return open_live_text(recipe.data, recipe.seed, rank=world.rank, ranks=world.size)
-    return open_training_data(recipe.data, recipe.seed)
-
-
-def _architecture(recipe: Recipe, data: RunData) -> Architecture:
-    """From the recipe's sizes, or from the Hugging Face folder that training starts from."""
-    tokenizer, context = data.tokenizer, recipe.data.context_length
-    if recipe.model.init_from is None:
-        return resolve_architecture(recipe.model, tokenizer.vocab_size, context)
-    folder = Path(recipe.model.init_from)
-    architecture = architecture_from_hf(folder)
-    given = recipe.model.model_dump(exclude_none=True, exclude={"init_from"})
-    problems = [
-        f"model.{name}={value} differs from the {getattr(architecture, name)} of {folder}: remove it"
-        for name, value in given.items()
-        if getattr(architecture, name) != value
-    ]
-    if problems := problems + architecture_problems(architecture, tokenizer.vocab_size, context):
-        raise ConfigError("; ".join(problems))
-    has_tokenizer = any((folder / name).is_file() for name in TOKENIZER_FILES)
-    if has_tokenizer and load_tokenizer(folder).fingerprint != tokenizer.fingerprint:
-        raise DataError(
-            f"{data.name} was prepared with the tokenizer {tokenizer.name}, not with that of {folder}: prepare the "
-            f"text again with --tokenizer {folder}"
-        )
-    return architecture
 
 
 def best_precision(device: torch.device) -> Precision:
@@ -156,4 +128,4 @@ def set_threads(world: World) -> None:
 
 def measure_peak(settled: Settled) -> Peak:
     """What MFU divides by, for each rank."""
-    return peak_of(settled.device, DTYPES[settled.precision])
+    return peak_of(settled.device, DTYPES[settled.launch.precision])

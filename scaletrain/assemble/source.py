@@ -50,5 +50,5 @@ class RunSource:
 
     def plan(self, state: RunState) -> Plan:
         """How far the run goes from `state` on. DataError when that reads a source too often."""
-        stops = self.data.options.on_repeat_limit == "stop"
-        return end_before_repeats(self.settled.plan(state), state, self.limit(state), stops=stops)
+        plan, limit = self.settled.plan(state), self.limit(state)
+        return end_before_repeats(plan, state, limit, stops=self.data.ends_at_repeats)

@@ -10,7 +10,6 @@ from pathlib import Path
 from scaletrain.assemble.settle import Settled
 from scaletrain.assemble.source import RunSource
 from scaletrain.cluster.doctor.finding import Finding
-from scaletrain.config.data_rules import unreached_stages
 from scaletrain.config.load import dump_recipe
 from scaletrain.config.schema import Checkpoint
 from scaletrain.data.reader import raise_open_files
@@ -31,7 +30,6 @@ from scaletrain.errors import ConfigError
 from scaletrain.runtime import dist
 from scaletrain.runtime.log import Terminal
 from scaletrain.runtime.stop import StopRequest
-from scaletrain.tasks.pretrain import PretrainTask
 from scaletrain.tasks.task import Task
 from scaletrain.track.meter import Meter
 from scaletrain.track.peak import Peak
@@ -39,9 +37,7 @@ from scaletrain.track.progress import RunProgress
 from scaletrain.track.sinks import Events, JsonLines, Sink, TensorBoard, last_evaluation
 
 
-def start_pretraining(
-    settled: Settled, peak: Peak, findings: Sequence[Finding], terminal: Terminal, began: float
-) -> Trainer:
+def start_run(settled: Settled, peak: Peak, findings: Sequence[Finding], terminal: Terminal, began: float) -> Trainer:
     """Builds every part and resumes from the newest good checkpoint of the run folder.
 
     All ranks call it, inside a held run folder (see run_folder.hold) and a joined group. `findings`: of the
@@ -59,7 +55,7 @@ def start_pretraining(
     state = found.state if found is not None else RunState()
     recorded = found.manifest["reading"] if found is not None else {}
     with dist.together():
-        data = settled.data.renumbered(recorded)
+        data = settled.job.data.renumbered(recorded)
         reading = data.reading(recorded, state.samples_seen)
         data.check_length(settled.batch.global_batch)
         validation = data.validation_rows()
@@ -69,13 +65,7 @@ def start_pretraining(
     best = dist.gather(checkpoint.read_best(root))[0]
     planned = reading.planned(plan.total_samples)
     _tell_plan(progress, plan, data, planned, wanted.total_steps)
-    task = PretrainTask(
-        settled.architecture,
-        data,
-        seed=recipe.seed,
-        init_from=Path(recipe.model.init_from) if recipe.model.init_from else None,
-        activation_checkpointing=recipe.train.activation_checkpointing,
-    )
+    task = settled.job.task(data)
     _check_best(recipe.checkpoint, task, validation)
     engine = Engine(task, settled.deepspeed, recipe.optim, device)
     loaded = None
@@ -92,6 +82,7 @@ def start_pretraining(
                 ranks=world.size,
                 hosts=hosts,
                 seconds=time.time() - began,
+                last_step=plan.total_steps,
                 **state.counted_samples,
                 **({"checkpoint": found.folder.name} if found else {}),
                 **({"digest": loaded} if loaded else {}),
@@ -121,8 +112,7 @@ def start_pretraining(
         source=source,
         device=device,
         meter=Meter(
-            settled.batch.global_batch * recipe.data.context_length,
-            settled.flops_per_token,
+            settled.job.flops_per_token,
             peak.flops * world.size if peak.flops else None,
         ),
         records=records,
@@ -143,7 +133,7 @@ def start_pretraining(
 
 def _tell_plan(progress: RunProgress, plan: Plan, data: RunData, planned: Mapping[str, int], wanted_steps: int) -> None:
     progress.say(_plan_line(plan, data, wanted_steps))
-    for line in unreached_stages(data.options, plan.total_samples * plan.tokens_per_sample):
+    for line in data.plan_notes(plan.total_samples * plan.tokens_per_sample):
         progress.say(f"note    {line}")
     for name, samples in planned.items():
         progress.say(f"source  {name}: {samples:,} samples, {samples / len(data.train[name]):.2f} epochs of it")
@@ -205,7 +195,7 @@ def _begin_records(settled: Settled, state: RunState) -> list[Sink]:
     """Rank 0's files of the run folder, from `state` on."""
     recipe, folder = settled.recipe, Path(settled.recipe.run.dir)
     run_folder.describe(folder, dump_recipe(recipe), settled.world, settled.device, settled.deepspeed)
-    run_folder.keep_tokenizer(folder, settled.data.tokenizer_folder)
+    run_folder.keep_tokenizer(folder, settled.job.data.tokenizer_folder)
     checkpoint.clean(folder / "checkpoints")
     sinks: list[Sink] = [JsonLines(folder / "metrics.jsonl", state.step)]
     if recipe.log.tensorboard:

@@ -80,11 +80,11 @@ def _settings(target: str, overrides: "Sequence[str]") -> Recipe:
     """A recipe that reads the dataset `target`; ConfigError with every override that is wrong."""
     raw: dict[str, Any] = {"run": {"dir": "."}, "data": {"path": target}}
     problems = [line for text in overrides for line in apply_override(raw, text)]
-    problems += take_unknown_keys(raw)
+    problems += take_unknown_keys(raw, Recipe)
     try:
         recipe = Recipe.model_validate(raw)
     except ValidationError as error:
-        problems += value_problems(error, raw)[0]
+        problems += value_problems(error, raw, Recipe)[0]
     raise_problems("audit", problems)
     return recipe
 

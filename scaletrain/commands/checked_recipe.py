@@ -6,9 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from scaletrain.config.deepspeed import BatchPlan, engine_config, settle
-from scaletrain.config.load import dump_recipe, load_with_deepspeed
+from scaletrain.config.load import AnyRecipe, dump_recipe, load_with_deepspeed
 from scaletrain.config.problems import raise_problems
-from scaletrain.config.schema import Recipe
 from scaletrain.config.sweep import SweepRun
 from scaletrain.errors import ConfigError
 from scaletrain.runtime.files import write_json, write_whole
@@ -18,7 +17,7 @@ from scaletrain.runtime.files import write_json, write_whole
 class CheckedRecipe:
     """A recipe settled with its DeepSpeed file, and the batches that follow for the ranks."""
 
-    recipe: Recipe
+    recipe: AnyRecipe
     preset: dict[str, Any]
     batch: BatchPlan
 

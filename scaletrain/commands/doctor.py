@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from scaletrain.cluster.doctor.facts import Evidence, Wants
     from scaletrain.cluster.doctor.finding import Finding
     from scaletrain.cluster.doctor.nodes import Cluster
-    from scaletrain.config.schema import Recipe
+    from scaletrain.config.load import AnyRecipe
 
 
 def doctor(
@@ -75,7 +75,7 @@ def doctor(
         raise typer.Exit(1)
 
 
-def _load(path: Path | None, overrides: Sequence[str], deepspeed_config: str | None) -> "Recipe | None":
+def _load(path: Path | None, overrides: Sequence[str], deepspeed_config: str | None) -> "AnyRecipe | None":
     if path is None:
         return None
     from scaletrain.config.deepspeed import settle
@@ -92,7 +92,7 @@ def _given_port() -> int:
 
 
 def _wants(
-    recipe: "Recipe | None", cluster: "Cluster", evidence: "Evidence", expect_gbps: float | None, port: int
+    recipe: "AnyRecipe | None", cluster: "Cluster", evidence: "Evidence", expect_gbps: float | None, port: int
 ) -> "Wants":
     from scaletrain.cluster.doctor.facts import Wants
 
@@ -105,14 +105,15 @@ def _wants(
     )
 
 
-def _checkpoint_bytes(recipe: "Recipe", evidence: "Evidence") -> int:
+def _checkpoint_bytes(recipe: "AnyRecipe", evidence: "Evidence") -> int:
     """By the vocabulary that a node found; 0 where none did, or where the sizes stand in another model's folder."""
     from scaletrain.config.architecture import resolve_architecture
+    from scaletrain.config.schema import Recipe
     from scaletrain.model.count import checkpoint_bytes
 
     jobs = [node.facts.job for node in evidence.nodes if node.facts is not None]
     vocabulary = max((job.vocab_size for job in jobs if job is not None), default=0)
-    if not vocabulary or recipe.model.init_from is not None:
+    if not vocabulary or not isinstance(recipe, Recipe) or recipe.model.init_from is not None:
         return 0
     return checkpoint_bytes(resolve_architecture(recipe.model, vocabulary, recipe.data.context_length))
 

@@ -12,7 +12,7 @@ from scaletrain.cluster.batch import Batch, Told, array_of, body_of, container, 
 from scaletrain.commands.checked_recipe import CheckedRecipe
 from scaletrain.commands.launcher import find_script
 from scaletrain.commands.supervised_folder import bytes_of_events
-from scaletrain.config.data_rules import source_places
+from scaletrain.config.data_rules import input_places
 from scaletrain.config.load import SOURCE_TREE
 from scaletrain.runtime.files import write_whole
 
@@ -93,7 +93,7 @@ def _name(root: Path, runs: Runs) -> str:
 
 def _local_data(runs: Runs) -> list[Path]:
     """What the runs read by a path."""
-    found = [place for run in runs.values() for place in source_places(run.recipe.data).values()]
+    found = [place for run in runs.values() for place in input_places(run.recipe).values()]
     return [Path(name).expanduser().absolute() for name in dict.fromkeys(found) if "://" not in name]
 
 

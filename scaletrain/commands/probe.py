@@ -17,6 +17,7 @@ from scaletrain.cluster.doctor.facts import Facts, Job
 from scaletrain.cluster.doctor.trials import Ears, RunFolder, connect
 from scaletrain.commands.probe_torch import build_ops, try_ranks
 from scaletrain.errors import ScaleTrainError
+from scaletrain.runtime.files import hash_file
 from scaletrain.runtime.op_folder import is_built, op_folder
 
 _PART_SECONDS = 20.0
@@ -84,22 +85,23 @@ def _places(job: Mapping[str, Any] | None) -> dict[str, Path]:
     """The folders of a recipe; none of one that cannot be read, which is told as such."""
     if job is None:
         return {}
-    from scaletrain.config.data_rules import source_places
+    from scaletrain.config.data_rules import input_places
     from scaletrain.config.load import load_recipe
 
     try:
         recipe = load_recipe(Path(job["recipe"]), job["overrides"], job["deepspeed_config"])
     except ScaleTrainError:
         return {}
-    local = [place for place in source_places(recipe.data).values() if "://" not in place]
+    local = [place for place in input_places(recipe).values() if Path(place).exists()]
     return {"run folder": Path(recipe.run.dir), **{f"dataset {place}": Path(place) for place in local}}
 
 
 def read_job(recipe: str, overrides: Sequence[str], deepspeed_config: str | None) -> Job:
     """The recipe, its DeepSpeed file and its datasets as this machine reads them."""
-    from scaletrain.config.data_rules import source_places
+    from scaletrain.config.data_rules import input_places, source_places
     from scaletrain.config.deepspeed_ops import needed_ops
     from scaletrain.config.load import dump_shared, load_with_deepspeed
+    from scaletrain.config.schema import Recipe
     from scaletrain.data.opening import open_data
 
     try:
@@ -112,6 +114,8 @@ def read_job(recipe: str, overrides: Sequence[str], deepspeed_config: str | None
         deepspeed=_digest(json.dumps(preset, sort_keys=True)),
         ops={op: is_built(op, folder) for op in needed_ops(preset)},
     )
+    if not isinstance(loaded, Recipe):
+        return replace(job, datasets={name: _print_of(Path(place)) for name, place in input_places(loaded).items()})
     try:
         datasets = {name: open_data(place, loaded.data) for name, place in source_places(loaded.data).items()}
     except ScaleTrainError as error:
@@ -119,6 +123,14 @@ def read_job(recipe: str, overrides: Sequence[str], deepspeed_config: str | None
     sizes = [dataset.tokenizer.vocab_size for dataset in datasets.values()]
     prints = {name: dataset.fingerprint for name, dataset in datasets.items()}
     return replace(job, datasets=prints, vocab_size=max(sizes, default=0))
+
+
+def _print_of(path: Path) -> str:
+    """Of a file: its hash. Of a folder: names and sizes of its files. "" where there is none, as for a hub's name."""
+    if path.is_file():
+        return hash_file(path)
+    files = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else []
+    return _digest("".join(f"{file.relative_to(path)} {file.stat().st_size}\n" for file in files)) if files else ""
 
 
 def _digest(text: str) -> str:

@@ -13,7 +13,8 @@ from scaletrain.cluster import submission
 from scaletrain.cluster.slurm import Job, find_jobs
 from scaletrain.cluster.submission import Submission
 from scaletrain.commands.supervised_folder import EVENTS, METRICS, holder
-from scaletrain.config.schema import Recipe
+from scaletrain.config.finetune_schema import FinetuneRecipe
+from scaletrain.config.load import AnyRecipe, recipe_class
 from scaletrain.config.strict_yaml import parse_yaml
 from scaletrain.engine.plan import plan_run
 from scaletrain.engine.state import RunState
@@ -128,18 +129,22 @@ def _total_steps(run: Path, metrics: Mapping[str, Any] | None, events: Sequence[
     """Steps of the whole run, as its last launch's recipe or its data's repeat limit set them; None before one."""
     limit = None
     for event in events:
-        limit = None if event["event"] in ("start", "resume") else event.get("last_step", limit)
+        limit = event.get("last_step", None if event["event"] in ("start", "resume") else limit)
     if limit is not None:
         return int(limit)
     try:
-        recipe = Recipe.model_validate(parse_yaml((run / "recipe.yaml").read_text(encoding="utf-8"), "recipe.yaml"))
+        raw = parse_yaml((run / "recipe.yaml").read_text(encoding="utf-8"), "recipe.yaml")
+        recipe = recipe_class(raw).model_validate(raw)
     except (OSError, ValidationError, ConfigError):  # of another version: the run's own program tells what is wrong
         return None
     return total_steps(recipe, metrics)
 
 
-def total_steps(recipe: Recipe, metrics: Mapping[str, Any] | None) -> int:
-    """Steps of the whole run that stands where its last logged step tells, if the data allow them."""
+def total_steps(recipe: AnyRecipe, metrics: Mapping[str, Any] | None) -> int | None:
+    """Steps of the whole run that stands where its last logged step tells, if the data allow them; None where only the
+    data tell."""
+    if isinstance(recipe, FinetuneRecipe):
+        return recipe.train.max_steps
     train, done = recipe.train, metrics or {}
     state = RunState(step=done.get("step", 0), samples_seen=done.get("samples", 0), tokens_seen=done.get("tokens", 0))
     context = recipe.data.context_length

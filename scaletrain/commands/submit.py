@@ -116,7 +116,8 @@ def _to_train(runs: Runs) -> Runs:
 def _is_done(run: CheckedRecipe, standing: Standing) -> bool:
     """Whether it is at the end that the recipe sets now."""
     step = standing.step or 0
-    return standing.state == "done" and total_steps(run.recipe, standing.metrics) <= step
+    total = total_steps(run.recipe, standing.metrics)
+    return standing.state == "done" and total is not None and total <= step
 
 
 def _submit(root: Path, plan: JobPlan) -> None:

@@ -27,7 +27,7 @@ from scaletrain.commands.supervised_folder import (
 from scaletrain.config.deepspeed import batch_plan, settle
 from scaletrain.config.fewer_ranks import Fit, fewer_ranks
 from scaletrain.config.load import SOURCE_TREE, load_with_deepspeed
-from scaletrain.config.schema import Recipe
+from scaletrain.config.schema import BaseRecipe
 from scaletrain.errors import EXIT_STOPPED
 from scaletrain.runtime.exit_report import settle_end
 from scaletrain.runtime.gpus import begin_count, end_count
@@ -87,7 +87,7 @@ def supervise(
         sys.exit(supervisor.run())
 
 
-def _fewer(recipe: Recipe, preset: dict[str, Any], began_with: int, at_most: int) -> Fit | None:
+def _fewer(recipe: BaseRecipe, preset: dict[str, Any], began_with: int, at_most: int) -> Fit | None:
     return fewer_ranks(recipe, preset, began_with=began_with, at_most=at_most)
 
 

@@ -17,7 +17,7 @@ from scaletrain.config.load import SOURCE_TREE, load_with_deepspeed
 from scaletrain.errors import ConfigError
 
 if TYPE_CHECKING:
-    from scaletrain.config.schema import Recipe
+    from scaletrain.config.load import AnyRecipe
     from scaletrain.engine.comparison import Finding
 
 
@@ -133,11 +133,11 @@ def _read_template(text: str | None) -> tuple[str, ...] | None:
     return tuple(parts)
 
 
-def _settled(recipe: Path, overrides: Sequence[str], deepspeed_config: str | None) -> "Recipe":
+def _settled(recipe: Path, overrides: Sequence[str], deepspeed_config: str | None) -> "AnyRecipe":
     return settle(*load_with_deepspeed(recipe, overrides, deepspeed_config))
 
 
-def _micro_batch(recipe: "Recipe", wanted: Sequence[int]) -> int:
+def _micro_batch(recipe: "AnyRecipe", wanted: Sequence[int]) -> int:
     """One for all numbers of ranks, so that fewer ranks need no more memory; ConfigError when one does not divide."""
     return gcd(*(batch_plan(recipe, ranks).micro_batch for ranks in wanted))
 

@@ -3,7 +3,8 @@ stage."""
 
 from collections.abc import Iterator
 
-from scaletrain.config.schema import Data, Live
+from scaletrain.config.finetune_schema import FinetuneRecipe
+from scaletrain.config.schema import Data, Live, Recipe
 
 ONLY = "data"  # the name of the source that data.path gives
 
@@ -36,6 +37,17 @@ def source_places(data: Data) -> dict[str, str]:
     if data.mixture is not None:
         return {name: source.path for name, source in data.mixture.items()}
     return {ONLY: data.path} if data.path is not None else {}
+
+
+def input_places(recipe: Recipe | FinetuneRecipe) -> dict[str, str]:
+    """What a run reads by a path or URL, by name: datasets, or the files and the model of a fine-tuning."""
+    if isinstance(recipe, Recipe):
+        return source_places(recipe.data)
+    data, found = recipe.data, {"model.path": recipe.model.path}
+    for name, value in (("data.train", data.train), ("data.validation", data.validation)):
+        places = [value] if isinstance(value, str) else list(value or ())
+        found |= {f"{name} {place}": place for place in places}
+    return found
 
 
 def _place_problems(data: Data) -> Iterator[str]:

@@ -2,13 +2,13 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
 from scaletrain.config.deepspeed_file import check_keys, load_deepspeed
 from scaletrain.config.problems import raise_problems, shown, value_problems
-from scaletrain.config.schema import Precision, Recipe
+from scaletrain.config.schema import BaseRecipe, Precision
 from scaletrain.errors import ConfigError
 
 __all__ = [
@@ -22,6 +22,8 @@ __all__ = [
     "settle",
     "zero_stage",
 ]
+
+R = TypeVar("R", bound=BaseRecipe)
 
 # What both files can say: DeepSpeed's key and the recipe's.
 SHARED = {
@@ -77,7 +79,7 @@ class BatchPlan:
     accumulation: int
 
 
-def batch_plan(recipe: Recipe, ranks: int) -> BatchPlan:
+def batch_plan(recipe: BaseRecipe, ranks: int) -> BatchPlan:
     """How `train.global_batch_size` is split over `ranks`; ConfigError if it does not divide."""
     size, micro = recipe.train.global_batch_size, recipe.train.micro_batch_size
     unit = ranks if micro is None else micro * ranks
@@ -118,7 +120,7 @@ def _offloads(preset: dict[str, Any], section: str) -> bool:
     return _at(preset, f"zero_optimization.{section}.device") not in (None, "none")
 
 
-def settle(recipe: Recipe, preset: dict[str, Any]) -> Recipe:
+def settle(recipe: R, preset: dict[str, Any]) -> R:
     """`recipe` with the concrete values of `preset` (keys already checked) for what the recipe leaves at its default.
 
     "auto" or absent: the recipe decides. ConfigError with every contradiction: both set and different, or a key that
@@ -148,9 +150,11 @@ def settle(recipe: Recipe, preset: dict[str, Any]) -> Recipe:
                 f'or write "auto" in this file (the recipe then decides)'
             )
     try:
-        settled = Recipe.model_validate(data)
+        settled = type(recipe).model_validate(data)
     except ValidationError as error:
-        problems += [f"{line} (from {', '.join(adopted)} in this file)" for line in value_problems(error, data)[0]]
+        problems += [
+            f"{line} (from {', '.join(adopted)} in this file)" for line in value_problems(error, data, type(recipe))[0]
+        ]
     raise_problems(recipe.deepspeed, problems)
     return settled
 
@@ -211,7 +215,7 @@ def _precision(preset: dict[str, Any], mine: Precision | None) -> dict[str, tupl
     return {} if denied is None else {"train.precision": (f"{denied}.enabled=false", "fp32")}
 
 
-def engine_config(recipe: Recipe, preset: dict[str, Any], *, ranks: int, precision: Precision) -> dict[str, Any]:
+def engine_config(recipe: BaseRecipe, preset: dict[str, Any], *, ranks: int, precision: Precision) -> dict[str, Any]:
     """What `deepspeed.initialize` gets for a settled `recipe`: `preset` complete, no "auto", no optimizer section.
 
     The optimizer is handed over ready-made. With offload it has to be a DeepSpeedCPUAdam, which DeepSpeed accepts as it

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from scaletrain.config.deepspeed import batch_plan, engine_config
-from scaletrain.config.schema import Recipe
+from scaletrain.config.schema import BaseRecipe
 from scaletrain.errors import ConfigError
 
 
@@ -16,7 +16,7 @@ class Fit:
     micro_batch: int
 
 
-def fewer_ranks(recipe: Recipe, preset: dict[str, Any], *, began_with: int, at_most: int) -> Fit | None:
+def fewer_ranks(recipe: BaseRecipe, preset: dict[str, Any], *, began_with: int, at_most: int) -> Fit | None:
     """The largest number of ranks from `at_most` down to train.min_ranks on which the recipe runs; None: there is none.
 
     `recipe` is settled with `preset` (see config.deepspeed.settle). The global batch stays the same: each rank takes
@@ -36,7 +36,7 @@ def fewer_ranks(recipe: Recipe, preset: dict[str, Any], *, began_with: int, at_m
     return None
 
 
-def _runs(recipe: Recipe, preset: dict[str, Any], ranks: int, micro_batch: int) -> bool:
+def _runs(recipe: BaseRecipe, preset: dict[str, Any], ranks: int, micro_batch: int) -> bool:
     """Whether the DeepSpeed file agrees: it may fix the accumulation."""
     train = recipe.train.model_copy(update={"micro_batch_size": micro_batch})
     try:

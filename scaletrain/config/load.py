@@ -2,25 +2,30 @@
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from pydantic import ValidationError
 
 from scaletrain.config.architecture import resolve_architecture
 from scaletrain.config.data_rules import data_problems
 from scaletrain.config.deepspeed_file import check_keys, load_deepspeed
+from scaletrain.config.finetune_rules import finetune_problems
+from scaletrain.config.finetune_schema import FinetuneRecipe, TaskKind
 from scaletrain.config.problems import raise_problems, sections, shown, take_unknown_keys, value_problems
-from scaletrain.config.schema import Recipe
+from scaletrain.config.schema import BaseRecipe, Recipe
 from scaletrain.config.strict_yaml import dump_yaml, parse_yaml
 from scaletrain.errors import ConfigError
 
+AnyRecipe = Recipe | FinetuneRecipe
+SECTIONS = sections(Recipe) | sections(FinetuneRecipe)  # of either kind of recipe
 SOURCE_TREE = Path(__file__).parents[2]  # holds ds_configs/ in a clone; site-packages in an installed package
 
 
-def load_recipe(path: Path, overrides: Sequence[str] = (), deepspeed_config: str | None = None) -> Recipe:
+def load_recipe(path: Path, overrides: Sequence[str] = (), deepspeed_config: str | None = None) -> AnyRecipe:
     """The recipe of `path`, then `overrides` ("optim.lr=1e-4"), then `deepspeed_config` in place of its `deepspeed`.
 
-    Raises ConfigError with all problems: one line each, the file's name first.
+    One with a `task` section is a fine-tuning recipe. Raises ConfigError with all problems: one line each, the file's
+    name first.
     """
     try:
         text = path.read_text(encoding="utf-8")
@@ -39,9 +44,33 @@ def load_recipe(path: Path, overrides: Sequence[str] = (), deepspeed_config: str
     return recipe
 
 
+def recipe_class(data: dict[str, Any]) -> type[AnyRecipe]:
+    """What kind of recipe these sections are."""
+    return FinetuneRecipe if "task" in data else Recipe
+
+
+def need_pretraining(recipe: AnyRecipe, path: Path) -> Recipe:
+    """`recipe`, which must be one of pretraining."""
+    if isinstance(recipe, Recipe):
+        return recipe
+    raise ConfigError(
+        f"{path}: a fine-tuning recipe, it has a task section: run launch/finetune.py, or remove the section"
+    )
+
+
+def need_finetuning(recipe: AnyRecipe, path: Path) -> FinetuneRecipe:
+    """`recipe`, which must be one of fine-tuning."""
+    if isinstance(recipe, FinetuneRecipe):
+        return recipe
+    raise ConfigError(
+        f"{path}: a pretraining recipe, it has no task section: run launch/pretrain.py, or set task.kind "
+        f"({', '.join(get_args(TaskKind))})"
+    )
+
+
 def load_with_deepspeed(
     path: Path, overrides: Sequence[str] = (), deepspeed_config: str | None = None
-) -> tuple[Recipe, dict[str, Any]]:
+) -> tuple[AnyRecipe, dict[str, Any]]:
     """A recipe and the DeepSpeed file that it names, each checked by itself; config/deepspeed.py settles the two."""
     recipe = load_recipe(path, overrides, deepspeed_config)
     preset = load_deepspeed(Path(recipe.deepspeed))
@@ -61,7 +90,7 @@ def apply_override(data: dict[str, Any], text: str) -> list[str]:
         return [str(error)]
     section = data
     for depth, key in enumerate(keys[:-1], start=1):
-        is_section = depth > 1 or key in sections(Recipe) or key not in Recipe.model_fields
+        is_section = depth > 1 or key in SECTIONS or key not in BaseRecipe.model_fields
         if is_section and section.get(key) is None:
             section[key] = {}
         if not is_section or not isinstance(section[key], dict):
@@ -71,21 +100,22 @@ def apply_override(data: dict[str, Any], text: str) -> list[str]:
     return []
 
 
-def _checked(data: dict[str, Any], path: Path, problems: list[str]) -> Recipe | None:
+def _checked(data: dict[str, Any], path: Path, problems: list[str]) -> AnyRecipe | None:
     """The Recipe of `data`; what is wrong with it is added to `problems`.
 
     A key that is unknown or broken is told once, then mended or left out, so that the rules over several keys are still
     checked for the others.
     """
-    problems += take_unknown_keys(data)
+    kind = recipe_class(data)
+    problems += take_unknown_keys(data, kind)
     try:
-        recipe = Recipe.model_validate(data)
+        recipe = kind.model_validate(data)
         broken: set[str] = set()
     except ValidationError as error:
-        found, broken = value_problems(error, data)
+        found, broken = value_problems(error, data, kind)
         problems += found
         try:
-            recipe = Recipe.model_validate(data)
+            recipe = kind.model_validate(data)
         except ValidationError:
             return None
     problems += [line for line in recipe_problems(recipe) if not any(name in line for name in broken)]
@@ -96,10 +126,13 @@ def _checked(data: dict[str, Any], path: Path, problems: list[str]) -> Recipe | 
     return recipe.model_copy(update={"deepspeed": str(found_file)})
 
 
-def _guard_problems(recipe: Recipe) -> Iterator[str]:
+def _live_problems(recipe: Recipe) -> Iterator[str]:
     for name in ("on_spike", "on_nonfinite"):
         if getattr(recipe.guard, name) == "roll_back" and recipe.data.source == "huggingface":
             yield f"guard.{name}=roll_back needs prepared data, a live source is read once: choose another policy"
+
+
+def _guard_problems(recipe: AnyRecipe) -> Iterator[str]:
     kept = recipe.checkpoint
     if recipe.guard.on_spike == "roll_back" and kept.keep_last == 1 and not kept.keep_every_steps:
         yield (
@@ -108,17 +141,31 @@ def _guard_problems(recipe: Recipe) -> Iterator[str]:
         )
 
 
-def recipe_problems(recipe: Recipe) -> list[str]:
+def recipe_problems(recipe: AnyRecipe) -> list[str]:
     """Every rule over several keys that `recipe` breaks, a line each. A warm-up may be longer than a (trial) run."""
-    train, model = recipe.train, recipe.model
-    found = [*data_problems(recipe.data), *_guard_problems(recipe)]
-    if train.max_steps is None and train.max_tokens is None:
-        found.append("train.max_steps and train.max_tokens are not set: give one, it is the length of the run")
-    if train.max_steps is not None and train.max_tokens is not None:
-        found.append(
-            f"train.max_steps={train.max_steps} and train.max_tokens={train.max_tokens} both set the run's length: "
-            "keep one and set the other to null"
-        )
+    own = finetune_problems(recipe) if isinstance(recipe, FinetuneRecipe) else _pretraining_problems(recipe)
+    return [*own, *_length_problems(recipe), *_shared_problems(recipe)]
+
+
+def _length_problems(recipe: AnyRecipe) -> Iterator[str]:
+    """Rules on the keys that set how far a run goes."""
+    lengths: dict[str, float | None] = {
+        "train.max_steps": recipe.train.max_steps,
+        "train.max_tokens": recipe.train.max_tokens,
+    }
+    if isinstance(recipe, FinetuneRecipe):
+        lengths["train.max_epochs"] = recipe.train.max_epochs
+    given = {name: value for name, value in lengths.items() if value is not None}
+    if not given:
+        yield f"{' and '.join(lengths)} are not set: give one, it is the length of the run"
+    if len(given) > 1:
+        told = " and ".join(f"{name}={value}" for name, value in given.items())
+        yield f"{told} {'both' if len(given) == 2 else 'all'} set the run's length: keep one and set the other to null"
+
+
+def _shared_problems(recipe: AnyRecipe) -> list[str]:
+    train = recipe.train
+    found = list(_guard_problems(recipe))
     micro = train.micro_batch_size
     if micro is not None and train.global_batch_size % micro:
         found.append(
@@ -130,6 +177,17 @@ def recipe_problems(recipe: Recipe) -> list[str]:
             f"optim.decay_ratio={recipe.optim.decay_ratio} has no effect with optim.schedule={recipe.optim.schedule}: "
             "remove it or set optim.schedule=wsd"
         )
+    if recipe.evaluate.patience is not None and recipe.checkpoint.best_metric is None:
+        found.append(
+            f"evaluate.patience={recipe.evaluate.patience} waits for a better checkpoint.best_metric, which is not "
+            "set: set it, or remove patience"
+        )
+    return found
+
+
+def _pretraining_problems(recipe: Recipe) -> list[str]:
+    model = recipe.model
+    found = [*data_problems(recipe.data), *_live_problems(recipe)]
     if model.init_from is not None and model.preset is not None:
         found.append(f"model.init_from={model.init_from} and model.preset={model.preset} both name a model: keep one")
     if model.init_from is None:
@@ -158,12 +216,12 @@ def find_deepspeed(name: str, recipe_path: Path) -> Path | str:
     )
 
 
-def dump_shared(recipe: Recipe) -> str:
+def dump_shared(recipe: AnyRecipe) -> str:
     """What must be the same on every node: the recipe without the place of its DeepSpeed file, which nodes may keep
     elsewhere."""
     return dump_recipe(recipe.model_copy(update={"deepspeed": ""}))
 
 
-def dump_recipe(recipe: Recipe) -> str:
+def dump_recipe(recipe: AnyRecipe) -> str:
     """`recipe` as YAML with every key, defaults included; `load_recipe` reads the same recipe from it."""
     return dump_yaml(recipe.model_dump(mode="json"))

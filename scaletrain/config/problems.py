@@ -8,7 +8,7 @@ from typing import Any, get_args, get_origin
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from scaletrain.config.schema import Recipe, Section
+from scaletrain.config.schema import BaseRecipe, Section
 from scaletrain.errors import ConfigError
 
 
@@ -39,18 +39,18 @@ def sections(model: type[BaseModel]) -> dict[str, type[Section]]:
     return {name: kind for name, kind in kinds.items() if isinstance(kind, type) and issubclass(kind, Section)}
 
 
-def take_unknown_keys(data: dict[str, Any]) -> list[str]:
-    """A line for each key of `data` that no recipe has; `data` is left with what the user must have meant.
+def take_unknown_keys(data: dict[str, Any], recipe: type[BaseRecipe]) -> list[str]:
+    """A line for each key of `data` that a `recipe` has not; `data` is left with what the user must have meant.
 
     So that one misspelling is told once: `max_step: 100` counts as max_steps for the rules that are checked next.
     """
     found = []
-    parts = sections(Recipe)
-    for name in [n for n in data if n not in Recipe.model_fields]:
+    parts = sections(recipe)
+    for name in [n for n in data if n not in recipe.model_fields]:
         value = data.pop(name)
         meant = closest(name, parts) if isinstance(value, dict) else None
         if meant is None:
-            found.append(_misplaced(data, "", name, value))
+            found.append(_misplaced(recipe, data, "", name, value))
             continue
         found.append(f"{name} is unknown: did you mean {meant}?")
         data.setdefault(meant, value)
@@ -60,7 +60,7 @@ def take_unknown_keys(data: dict[str, Any]) -> list[str]:
             continue
         if isinstance(data[section], dict):
             unknown = [n for n in data[section] if n not in model.model_fields]
-            found += [_misplaced(data, section, name, data[section].pop(name)) for name in unknown]
+            found += [_misplaced(recipe, data, section, name, data[section].pop(name)) for name in unknown]
             for path, inner, values in _sections_below(model, data[section], section):
                 found += [_misspelt(path, inner, values, n) for n in list(values) if n not in inner.model_fields]
     return found
@@ -109,14 +109,14 @@ def _misspelt(path: str, model: type[Section], values: dict[str, Any], name: str
     return f"{path}.{name}{'' if isinstance(value, dict) else f'={shown(value)}'} is unknown: {reason}"
 
 
-def _misplaced(data: dict[str, Any], section: str, name: str, value: Any) -> str:
+def _misplaced(recipe: type[BaseRecipe], data: dict[str, Any], section: str, name: str, value: Any) -> str:
     """The line on an unknown key (already taken out of `data`); its value is put where it was meant to be, if free."""
-    parts = sections(Recipe)
-    here = parts[section].model_fields if section else Recipe.model_fields
+    parts = sections(recipe)
+    here = parts[section].model_fields if section else recipe.model_fields
     homes = [s for s, model in parts.items() if name in model.model_fields]
     full = f"{section}.{name}" if section else name
     what = full if isinstance(value, dict) else f"{full}={shown(value)}"
-    if name in Recipe.model_fields and not isinstance(value, dict):
+    if name in recipe.model_fields and not isinstance(value, dict):
         meant, reason = name, f"{name} belongs to no section: write it at the top level"
     elif homes and closest(name, here) is None:
         meant = f"{homes[0]}.{name}"
@@ -137,15 +137,17 @@ def _misplaced(data: dict[str, Any], section: str, name: str, value: Any) -> str
     return f"{what} is unknown: {reason}"
 
 
-def value_problems(error: ValidationError, data: dict[str, Any]) -> tuple[list[str], set[str]]:
+def value_problems(
+    error: ValidationError, data: dict[str, Any], recipe: type[BaseRecipe]
+) -> tuple[list[str], set[str]]:
     """A line for each fault of pydantic's `error`, and the keys at fault, which are taken out of `data`."""
     lines: list[str] = []
     broken: set[str] = set()
     for detail in error.errors():
         keys = [part for part in detail["loc"] if isinstance(part, str)]
         is_missing = detail["type"] == "missing" and keys[-1] == detail["loc"][-1]  # else: an item of a list is
-        if is_missing and keys[-1] in sections(Recipe):
-            required = [n for n, f in sections(Recipe)[keys[-1]].model_fields.items() if f.is_required()]
+        if is_missing and keys[-1] in sections(recipe):
+            required = [n for n, f in sections(recipe)[keys[-1]].model_fields.items() if f.is_required()]
             missing = [f"{keys[-1]}.{n}" for n in required]
             data[keys[-1]] = dict.fromkeys(required, "missing")  # lets the rules over the other keys still be checked
         elif is_missing and len(keys) == len(detail["loc"]):
@@ -154,7 +156,9 @@ def value_problems(error: ValidationError, data: dict[str, Any]) -> tuple[list[s
         else:
             missing = []
             _take(data, keys[:2])
-            lines.append(f"{_name(detail['loc'])} is not set: add it there" if is_missing else _sentence(detail))
+            lines.append(
+                f"{_name(detail['loc'])} is not set: add it there" if is_missing else _sentence(detail, recipe)
+            )
         lines += [f"{name} is not set: add it to the recipe or the command line ({name}=...)" for name in missing]
         broken.update(missing or {".".join(keys[:2])})
     return lines, broken
@@ -175,23 +179,25 @@ def _name(loc: tuple[int | str, ...]) -> str:
     return "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in loc).lstrip(".")
 
 
-def _sentence(detail: ErrorDetails) -> str:
+def _sentence(detail: ErrorDetails, recipe: type[BaseRecipe]) -> str:
     """pydantic's fault as value and rule."""
     loc, kind, value, context = detail["loc"], detail["type"], detail["input"], detail.get("ctx", {})
     if kind in ("tuple_type", "too_long", "missing"):
         loc = loc[:2]
-        rule: str | None = _list_rule(loc)
+        rule: str | None = _list_rule(loc, recipe)
     else:
         rule = _rule(kind, value, context)
     return f"{_name(loc)}={shown(value)} {rule or 'is not valid: ' + detail['msg']}"
 
 
-def _list_rule(loc: tuple[int | str, ...]) -> str:
+def _list_rule(loc: tuple[int | str, ...], recipe: type[BaseRecipe]) -> str:
     section, key = map(str, loc)
-    inner = _section_in(sections(Recipe)[section].model_fields[key].annotation)
-    if inner is None:
-        return "should be a list of two numbers, such as [0.9, 0.95]"
-    return f"should be a list of sections, a dash before each, with the keys {', '.join(inner.model_fields)}"
+    annotation = sections(recipe)[section].model_fields[key].annotation
+    if (inner := _section_in(annotation)) is not None:
+        return f"should be a list of sections, a dash before each, with the keys {', '.join(inner.model_fields)}"
+    if Ellipsis in get_args(annotation):
+        return "should be a list, such as [a, b]"
+    return "should be a list of two numbers, such as [0.9, 0.95]"
 
 
 def _rule(kind: str, value: Any, context: Mapping[str, Any]) -> str | None:

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from scaletrain.config.problems import closest, raise_problems, sections, shown
-from scaletrain.config.schema import Recipe
+from scaletrain.config.load import SECTIONS
+from scaletrain.config.problems import closest, raise_problems, shown
 from scaletrain.config.strict_yaml import parse_yaml
 from scaletrain.errors import ConfigError
 
@@ -92,7 +92,7 @@ def _run_problems(names: Sequence[Any], values: Sequence[Values]) -> Iterator[st
     for key in dict.fromkeys(key for run in values for key in run):
         if key == "run.dir":
             yield "run.dir is made by the sweep, a folder a run: set that of the whole sweep in the recipe"
-        elif key in sections(Recipe):
+        elif key in SECTIONS:
             yield f"{key} is a section of the recipe: name its keys, like {key}.{_first_key(key)}"
     for number, (name, run) in enumerate(zip(names, values, strict=True), start=1):
         if name is not None and (not isinstance(name, str) or not _NAME.fullmatch(name) or name == "submit"):
@@ -104,7 +104,7 @@ def _run_problems(names: Sequence[Any], values: Sequence[Values]) -> Iterator[st
 
 
 def _first_key(section: str) -> str:
-    return next(iter(sections(Recipe)[section].model_fields))
+    return next(iter(SECTIONS[section].model_fields))
 
 
 def _repeated(texts: Sequence[str]) -> list[str]:

@@ -4,7 +4,6 @@ from collections.abc import Iterator, Mapping, Sized
 from pathlib import Path
 from typing import Any, Protocol
 
-from scaletrain.config.schema import Data
 from scaletrain.data.loader import Step
 from scaletrain.data.order import SampleOrder, Share
 from scaletrain.data.rows import Rows
@@ -14,9 +13,6 @@ from scaletrain.data.training_data import Reading
 
 class RunData(Protocol):
     """The data of a run: TrainingData (prepared tokens) or LiveText (text tokenized while training)."""
-
-    @property
-    def options(self) -> Data: ...
 
     @property
     def name(self) -> str:
@@ -72,6 +68,15 @@ class RunData(Protocol):
         self, reading: Reading, share: Share, *, start: int, position: Mapping[str, Any] | None, pin: bool
     ) -> Iterator[Step]:
         """This rank's steps from sample `start` of the run on; endless."""
+        ...
+
+    @property
+    def ends_at_repeats(self) -> bool:
+        """Whether a run ends where a source would be read too often; else that is an error at its start."""
+        ...
+
+    def plan_notes(self, tokens: int) -> list[str]:
+        """What a person should know of a run of so many tokens."""
         ...
 
     def check_length(self, global_batch: int) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import xxhash
 
-from scaletrain.config.data_rules import ONLY, source_places, weights_by_stage
+from scaletrain.config.data_rules import ONLY, source_places, unreached_stages, weights_by_stage
 from scaletrain.config.schema import Data
 from scaletrain.data.announce import announced
 from scaletrain.data.cache_folder import cache_folder
@@ -144,6 +144,14 @@ class TrainingData:
             elif samples > limit:
                 found.append((limit, name))
         return min(found) if found else None
+
+    @property
+    def ends_at_repeats(self) -> bool:
+        return self.options.on_repeat_limit == "stop"
+
+    def plan_notes(self, tokens: int) -> list[str]:
+        """As RunData."""
+        return unreached_stages(self.options, tokens)
 
     def describe(self) -> list[str]:
         """As RunData."""

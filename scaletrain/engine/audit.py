@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from scaletrain.config.load import load_recipe
+from scaletrain.config.load import load_recipe, need_pretraining
 from scaletrain.config.schema import Recipe
 from scaletrain.data.audit.fault import Fault
 from scaletrain.data.audit.order import SourceUse, Usage, compute_digests
@@ -96,7 +96,7 @@ def open_run(folder: Path, overrides: Sequence[str] = ()) -> Run:
     """
     recipe_file = folder / "recipe.yaml"
     # An audit needs no DeepSpeed file, which may be gone since: any file does for the recipe's rules.
-    recipe = load_recipe(recipe_file, overrides, str(recipe_file.absolute()))
+    recipe = need_pretraining(load_recipe(recipe_file, overrides, str(recipe_file.absolute())), recipe_file)
     history = History()
     found = _read_manifests(folder / "checkpoints", history)  # before the events: a live run writes those later
     read_events(folder / EVENTS, history)

@@ -22,7 +22,7 @@ from scaletrain.errors import CheckpointError, ConfigError
 from scaletrain.model.init import whole_parameter
 from scaletrain.optim.groups import parameter_groups
 from scaletrain.runtime import dist, pulse
-from scaletrain.tasks.task import Sums, Task
+from scaletrain.tasks.task import Evaluated, Task
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,8 @@ class Engine:
 
         self._host: torch.Tensor | None = None  # the state's copy in host memory, see writer
         module = self._engine.module
-        self._shapes = {name: list(getattr(p, "ds_shape", p.shape)) for name, p in module.named_parameters()}
+        trained = {name: p for name, p in module.named_parameters() if p.requires_grad}
+        self._shapes = {name: list(getattr(p, "ds_shape", p.shape)) for name, p in trained.items()}
         self._tied = _tied_names(module)
 
     def train_step(self, batches: Sequence[Batch], lr: float, weight: int) -> StepResult:
@@ -86,7 +87,7 @@ class Engine:
         engine = self._engine
         engine.train()
         for group in engine.optimizer.param_groups:
-            group["lr"] = lr
+            group["lr"] = lr * group["lr_scale"]
         scale = dist.size() * self._accumulation / weight  # undoes DeepSpeed's two averages: ranks, accumulation
         loss_sum = torch.zeros((), device=self._device)
         losses, timer = [], DeviceTime(self._device)
@@ -122,10 +123,10 @@ class Engine:
         return norm, not engine.was_step_applied()
 
     @torch.no_grad()
-    def eval_step(self, batch: Batch) -> Sums:
-        """The task's sums over this rank's batch, on the device."""
+    def eval_step(self, batch: Batch) -> Evaluated:
+        """The task's sums over this rank's batch, on the device, and its predictions."""
         self._engine.eval()
-        return self._task.loss_sums(self._engine, self._to_device(batch))
+        return self._task.evaluate(self._engine, self._to_device(batch))
 
     def weights_digest(self) -> int | None:
         """Tells the weights that this rank computes with, alike on all ranks; None at stage 3, where each holds its own
@@ -265,11 +266,13 @@ def _initialize(task: Task, config: dict[str, Any], optim: Optim, device: torch.
     with deepspeed.zero.Init(config_dict_or_path=config) if stage3 else nullcontext():
         model = task.build_model()
     task.initialise(model, _gather_partitioned if stage3 else whole_parameter)
-    groups = parameter_groups(model, optim.weight_decay)
+    buffers = {name: buffer.clone() for name, buffer in model.named_buffers() if buffer.is_floating_point()}
+    groups = parameter_groups(model, optim.weight_decay, task.learning_rate_scale)
     for group in groups:
         del group["param_names"]
     engine, *_ = deepspeed.initialize(model=model, optimizer=_optimizer(groups, config, optim), config=config)
     _forget_first_step(engine.basic_optimizer)
+    _restore_buffers(engine.module, buffers)
     return engine
 
 
@@ -281,6 +284,17 @@ def _optimizer(groups: list[dict[str, Any]], config: dict[str, Any], optim: Opti
 
         return DeepSpeedCPUAdam(groups, adamw_mode=True, **settings)  # type: ignore[no-any-return]
     return torch.optim.AdamW(groups, fused=True, **settings)
+
+
+def _restore_buffers(module: nn.Module, buffers: Mapping[str, torch.Tensor]) -> None:
+    """DeepSpeed rounds buffers to the training precision with the weights: rotary frequencies in bfloat16 put a token
+    at place 1,000 up to two places off."""
+    for name, whole in buffers.items():
+        owner, _, leaf = name.rpartition(".")
+        held = module.get_submodule(owner)._buffers
+        rounded = held[leaf]
+        assert rounded is not None
+        held[leaf] = whole.to(rounded.device)
 
 
 def _forget_first_step(optimizer: torch.optim.Optimizer) -> None:

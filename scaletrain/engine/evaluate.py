@@ -1,5 +1,8 @@
 """A metric over a split, over all ranks: each sample counted once, padding never."""
 
+from itertools import chain
+from typing import NamedTuple
+
 import numpy as np
 import torch
 
@@ -7,10 +10,17 @@ from scaletrain.data.rows import Rows
 from scaletrain.engine.engine import Engine
 from scaletrain.errors import ScaleTrainError
 from scaletrain.runtime import dist, pulse
-from scaletrain.tasks.task import Task
+from scaletrain.tasks.task import Prediction, Task
 
 
-def evaluate(engine: Engine, task: Task, rows: Rows, batch_size: int, max_samples: int | None) -> dict[str, float]:
+class Evaluation(NamedTuple):
+    """What an evaluation found, the same on every rank."""
+
+    metrics: dict[str, float]
+    predictions: list[Prediction]  # by row
+
+
+def evaluate(engine: Engine, task: Task, rows: Rows, batch_size: int, max_samples: int | None) -> Evaluation:
     """The task's metrics over `max_samples` rows, spread evenly over all (None: all). Each rank takes every size-th
     batch, and all take equally many: ZeRO-3 gathers weights in each forward pass, so a rank that ran out would leave
     the others waiting. Data that one rank cannot read are a fault of all."""
@@ -19,6 +29,7 @@ def evaluate(engine: Engine, task: Task, rows: Rows, batch_size: int, max_sample
     ids = np.full(rounds * batch_size * dist.size(), -1, dtype=np.int64)
     ids[:count] = np.arange(count) * len(rows) // count
     totals: dict[str, torch.Tensor] = {}
+    mine: list[Prediction] = []
     fault: ScaleTrainError | None = None
     for part in ids.reshape(rounds, dist.size(), batch_size)[:, dist.rank()]:
         pulse.mark("evaluation")
@@ -26,10 +37,14 @@ def evaluate(engine: Engine, task: Task, rows: Rows, batch_size: int, max_sample
             batch = rows.fetch(part)
         except ScaleTrainError as error:  # the others are in the middle of it: this rank goes on, with padding
             fault, batch = error, rows.fetch(np.full_like(part, -1))
-        for name, value in engine.eval_step(batch).items():
+        evaluated = engine.eval_step(batch)
+        mine += evaluated.predictions
+        for name, value in evaluated.sums.items():
             totals[name] = totals.get(name, 0) + value.double()
     with dist.together():
         if fault is not None:
             raise fault
     stacked = dist.sum_tensors(torch.stack(list(totals.values())))
-    return task.metrics(dict(zip(totals, stacked.tolist(), strict=True)))
+    every = sorted(chain.from_iterable(dist.gather(mine)), key=lambda prediction: int(prediction["row"]))
+    sums = dict(zip(totals, stacked.tolist(), strict=True))
+    return Evaluation(task.metrics(sums, every), every)

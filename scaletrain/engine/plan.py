@@ -28,10 +28,22 @@ class Plan:
         )
 
 
-def plan_run(train: Train, state: RunState, *, global_batch: int, micro_batch: int, context: int) -> Plan:
-    """The plan of a run that stands at `state`. Tokens of a run are the places of its samples, padding included."""
-    left = train.max_steps - state.step if train.max_steps is not None else None
-    if left is None:
+def plan_run(
+    train: Train,
+    state: RunState,
+    *,
+    global_batch: int,
+    micro_batch: int,
+    context: int,
+    max_samples: int | None = None,
+) -> Plan:
+    """The plan of a run that stands at `state`: to train.max_steps, else to `max_samples`, else to train.max_tokens,
+    where each sample counts as `context` tokens."""
+    if train.max_steps is not None:
+        left = train.max_steps - state.step
+    elif max_samples is not None:
+        left = -(-(max_samples - state.samples_seen) // global_batch)
+    else:
         assert train.max_tokens is not None
         left = -(-(train.max_tokens - state.tokens_seen) // (global_batch * context))
     left = max(0, left)

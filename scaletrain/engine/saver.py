@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from scaletrain.config.schema import Recipe
+from scaletrain.config.schema import BaseRecipe
 from scaletrain.data.loader import Step
 from scaletrain.engine import checkpoint
 from scaletrain.engine.checkpoint import Best, Identity, Pending
@@ -23,7 +23,7 @@ from scaletrain.runtime.stop import TimeLimit
 class Saver:
     """All ranks call its methods together. `saved_step`: of the checkpoint at hand, on the disk or on its way there."""
 
-    recipe: Recipe
+    recipe: BaseRecipe
     root: Path
     engine: Engine
     identity: Identity

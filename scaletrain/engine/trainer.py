@@ -1,18 +1,20 @@
 """The loop: read, step, count; and when due log, evaluate, save, go back or stop."""
 
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import torch
 
-from scaletrain.config.schema import Recipe
+from scaletrain.config.schema import BaseRecipe
 from scaletrain.data.loader import Step
 from scaletrain.data.rows import Rows
 from scaletrain.engine.engine import Engine, StepResult
-from scaletrain.engine.evaluate import evaluate
+from scaletrain.engine.evaluate import Evaluation, evaluate
 from scaletrain.engine.guard import GoBack
 from scaletrain.engine.plan import Plan
+from scaletrain.engine.predictions import keep_predictions
 from scaletrain.engine.records import Records
 from scaletrain.engine.roll_back import NoTarget, RollBacks
 from scaletrain.engine.saver import Saver
@@ -51,6 +53,7 @@ class Exchange(NamedTuple):
     """What all ranks learn at each step, summed over them."""
 
     weight: float  # loss-bearing tokens of the batch
+    tokens: float  # that it reads
     signals: float  # ranks that should stop
     deadlines: float  # ranks whose time is over
     faults: float  # ranks that cannot write their records
@@ -63,7 +66,7 @@ class Exchange(NamedTuple):
 class Trainer:
     """Everything that a run needs, put together by assemble/start.py."""
 
-    recipe: Recipe
+    recipe: BaseRecipe
     plan: Plan
     task: Task
     engine: Engine
@@ -89,6 +92,8 @@ class Trainer:
         if stopped := self._stop_step_reached():
             stopped += " already, no step was trained"
         self._evaluate_if(due=self._due(self.recipe.evaluate.every_steps))  # a kill came between the save and this
+        if self.evaluated_step == self.state.step:
+            self._end_without_progress()  # as it did before this launch
         try:
             while self.state.step < self.plan.total_steps and stopped is None:
                 stopped = self._step_or_go_back()
@@ -139,9 +144,9 @@ class Trainer:
         lr = lr_at(self.state.step, self.recipe.optim, self.plan.total_steps)
         self._last = result = self.engine.train_step(step.batches, lr, int(told.weight))
         batch = self.plan.global_batch
-        self.state = self.state.advance(batch, batch * self.plan.tokens_per_sample, skipped=result.skipped)
+        self.state = self.state.advance(batch, int(told.tokens), skipped=result.skipped)
         self.saver.note(step)
-        self._report(result, lr, began, waited)
+        self._report(result, int(told.tokens), lr, began, waited)
         self.watch.update(result, self.state, batch)
         if dist.size() > 1 and self._due(self.recipe.guard.compare_every_steps):
             self.watch.weights(self.engine.weights_digest(), self.state)
@@ -159,6 +164,7 @@ class Trainer:
         limit, last = self.saver.limit, self._last
         mine = Exchange(
             weight=sum(self.task.weight(batch) for batch in step.batches),
+            tokens=sum(self.task.tokens(batch) for batch in step.batches),
             signals=bool(self.stop.reason),
             deadlines=limit is not None and limit.is_reached(time.monotonic()),
             faults=self.records.fault is not None,
@@ -245,11 +251,11 @@ class Trainer:
     def _due(self, every: int | None) -> bool:
         return every is not None and self.state.step > 0 and self.state.step % every == 0
 
-    def _report(self, result: StepResult, lr: float, began: float, waited: float) -> None:
+    def _report(self, result: StepResult, tokens: int, lr: float, began: float, waited: float) -> None:
         step = self.state.step
         is_logged = self._due(self.recipe.log.every_steps) or step in (1, self.plan.total_steps)
         loss = result.loss() if result.weight and is_logged else None  # waits for the device: part of the step's time
-        self.meter.add(time.perf_counter() - began, waited, result.forward_seconds)
+        self.meter.add(tokens, time.perf_counter() - began, waited, result.forward_seconds)
         if loss is None:
             self.records.progress.step(step)
             return
@@ -282,12 +288,34 @@ class Trainer:
                 self._save(wait=True)
             raise
         # First, as a launch that finds the metrics of an evaluation takes it for judged.
-        self.state = self.saver.judge(self.state, found, self.watch.memory)
+        self.state = self.saver.judge(self.state, found.metrics, self.watch.memory)
         self.evaluated_step = self.state.step
-        self.records.metrics(self.state.step, {f"eval_{name}": value for name, value in found.items()})
-        self.records.event("evaluate", self.state.step, seconds=time.perf_counter() - began, **found)
-        told = "  ".join(f"{name.replace('_', ' ')} {value:.4f}" for name, value in found.items())
+        self._keep_predictions(found)
+        self.records.metrics(self.state.step, {f"eval_{name}": value for name, value in found.metrics.items()})
+        self.records.event("evaluate", self.state.step, seconds=time.perf_counter() - began, **found.metrics)
+        told = "  ".join(f"{name.replace('_', ' ')} {value:.4f}" for name, value in found.metrics.items())
         self.records.say(f"step {self.state.step}  validation {told}")
+        self._end_without_progress()
+
+    def _keep_predictions(self, found: Evaluation) -> None:
+        if found.predictions and dist.rank() == 0:
+            best = self.saver.best.step if self.saver.best is not None else None
+            with self.records.noting_faults():
+                keep_predictions(Path(self.recipe.run.dir), self.state.step, found.predictions, best)
+
+    def _end_without_progress(self) -> None:
+        """Ends the run here when the last evaluate.patience evaluations brought no better one."""
+        patience, every = self.recipe.evaluate.patience, self.recipe.evaluate.every_steps
+        best = self.saver.best
+        if patience is None or every is None or best is None or self.state.step >= self.plan.total_steps:
+            return
+        if self.state.step // every - best.step // every >= patience:
+            self.plan = replace(self.plan, total_steps=self.state.step)
+            self.records.event("early_stop", self.state.step, metric=best.metric, value=best.value, best=best.step)
+            self.records.say(
+                f"early   no {best.metric} is better than {best.value:.4f} of step {best.step:,} for {patience} "
+                "evaluations: the run ends here, as evaluate.patience asks"
+            )
 
     def _save(self, *, wait: bool = False) -> None:
         pulse.mark("checkpoint")

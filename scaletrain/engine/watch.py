@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from scaletrain.config.schema import Recipe
+from scaletrain.config.schema import BaseRecipe, Recipe
 from scaletrain.engine.engine import StepResult
 from scaletrain.engine.guard import (
     SkipGuard,
@@ -31,7 +31,7 @@ class Watch:
 
     def __init__(
         self,
-        recipe: Recipe,
+        recipe: BaseRecipe,
         records: Records,
         memory: Mapping[str, Any],
         position: int = 0,
@@ -118,6 +118,6 @@ class Watch:
         self._before, self._spikes = position - 1, SpikeGuard(self._recipe.guard, memory)
 
     def _how_to_show(self, first_sample: int, samples: int) -> str:
-        if self._recipe.data.source == "huggingface":
-            return ""  # a live source is read once
+        if not isinstance(self._recipe, Recipe) or self._recipe.data.source == "huggingface":
+            return ""  # a live source is read once, and `audit --show` shows tokens of datasets only
         return f"; {show_command(self._recipe.run.dir, first_sample, samples)} shows them"

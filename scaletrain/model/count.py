@@ -53,3 +53,9 @@ def flops_per_token(arch: Architecture, context_length: int, attention: Literal[
     matmul = arch.num_layers * block_matmul_parameters(arch) + arch.vocab_size * arch.hidden_size
     per_layer = (6 if attention == "causal" else 12) * context_length * arch.num_heads * arch.head_dim
     return 6 * matmul + arch.num_layers * per_layer
+
+
+def short_count(count: int) -> str:
+    """1234567 as 1.2 M."""
+    scale, unit = next((s, u) for s, u in ((1e9, "B"), (1e6, "M"), (1e3, "K"), (1, "")) if count >= s or s == 1)
+    return f"{count / scale:.1f} {unit}".rstrip()

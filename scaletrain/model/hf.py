@@ -44,9 +44,9 @@ def load_weights(model: GPT, folder: str | Path, gather: Gather = whole_paramete
                     parameter.copy_(tensor)
 
 
-def _reader(folder: Path, files: ExitStack) -> Callable[[str], Tensor]:
-    """Hugging Face name -> tensor, read when asked for; `files` closes what it opens."""
-    from safetensors import safe_open
+def open_tensors(folder: Path, files: ExitStack) -> dict[str, Any]:
+    """Name -> the opened safetensors file that holds it; `files` closes them. CheckpointError when one is missing."""
+    from safetensors import SafetensorError, safe_open
 
     if (folder / INDEX).is_file():
         names = sorted(set(json.loads((folder / INDEX).read_text(encoding="utf-8"))["weight_map"].values()))
@@ -54,8 +54,16 @@ def _reader(folder: Path, files: ExitStack) -> Callable[[str], Tensor]:
         names = ["model.safetensors"]
     if missing := [name for name in names if not (folder / name).is_file()]:
         raise CheckpointError(f"{folder / missing[0]} is missing: download the folder again, with safetensors weights")
-    opened = [files.enter_context(safe_open(folder / name, framework="pt")) for name in names]
-    holder = {key: file for file in opened for key in file.keys()}  # noqa: SIM118 (safe_open is no mapping)
+    try:
+        opened = [files.enter_context(safe_open(folder / name, framework="pt")) for name in names]
+    except SafetensorError as error:
+        raise CheckpointError(f"{folder}: its safetensors cannot be read ({error}): copy the folder again") from error
+    return {key: file for file in opened for key in file.keys()}  # noqa: SIM118 (safe_open is no mapping)
+
+
+def _reader(folder: Path, files: ExitStack) -> Callable[[str], Tensor]:
+    """Hugging Face name -> tensor, read when asked for; `files` closes what it opens."""
+    holder = open_tensors(folder, files)
 
     def read(name: str) -> Tensor:
         found = find_name(holder, name)

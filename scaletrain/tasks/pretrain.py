@@ -14,7 +14,7 @@ from scaletrain.model.checkpointing import apply_activation_checkpointing
 from scaletrain.model.gpt import GPT
 from scaletrain.model.hf import load_weights
 from scaletrain.model.init import Gather, init_parameters
-from scaletrain.tasks.task import Sums
+from scaletrain.tasks.task import Evaluated, Prediction, Sums
 
 
 class Texts(Protocol):
@@ -59,18 +59,29 @@ class PretrainTask:
         else:
             load_weights(model, self._init_from, gather)
 
+    def learning_rate_scale(self, name: str) -> float:
+        del name  # one rate for all
+        return 1.0
+
     def rows(self, split: Split) -> Rows:
         return self.data.rows(split)
 
     def weight(self, batch: Batch) -> int:
         return int((batch["labels"] != IGNORED).sum())
 
+    def tokens(self, batch: Batch) -> int:
+        """Places, padding too: a run's length in tokens is known beforehand."""
+        return batch["input_ids"].numel()
+
     def loss_sums(self, model: nn.Module, batch: Batch) -> Sums:
         labels = batch["labels"]
         loss = model(batch["input_ids"], labels, batch.get("documents"))
         return {"loss": loss, "items": (labels != IGNORED).sum()}
 
-    def metrics(self, sums: Mapping[str, float]) -> dict[str, float]:
+    def evaluate(self, model: nn.Module, batch: Batch) -> Evaluated:
+        return Evaluated(self.loss_sums(model, batch))
+
+    def metrics(self, sums: Mapping[str, float], predictions: Sequence[Prediction] = ()) -> dict[str, float]:
         """Mean loss in nats a token, perplexity, and bits per byte of the original text.
 
         Bits per byte compares models of different tokenizers: total bits over the UTF-8 bytes that the evaluated tokens

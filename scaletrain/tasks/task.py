@@ -1,7 +1,7 @@
 """The one seam between the engine and the work: what a task gives, and what it never sees (ranks, DeepSpeed, files)."""
 
 from collections.abc import Mapping, Sequence
-from typing import Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import nn
@@ -11,6 +11,14 @@ from scaletrain.data.shards import Split
 from scaletrain.model.init import Gather
 
 Sums = dict[str, torch.Tensor]  # "loss" and "items", and whatever else the task's metrics need; scalars
+Prediction = dict[str, Any]  # what a model said of one row, for JSON; "row" is its number
+
+
+class Evaluated(NamedTuple):
+    """Of one batch; `predictions` without those of padding rows."""
+
+    sums: Sums
+    predictions: Sequence[Prediction] = ()
 
 
 class Task(Protocol):
@@ -21,7 +29,11 @@ class Task(Protocol):
         ...
 
     def initialise(self, model: nn.Module, gather: Gather) -> None:
-        """Sets every weight, one parameter at a time inside `gather`."""
+        """Sets every weight, one parameter at a time inside `gather`. May put adapters into the model."""
+        ...
+
+    def learning_rate_scale(self, name: str) -> float:
+        """What the learning rate of a parameter is multiplied with."""
         ...
 
     def rows(self, split: Split) -> Rows: ...
@@ -30,8 +42,16 @@ class Task(Protocol):
         """Loss-bearing items of a CPU batch."""
         ...
 
+    def tokens(self, batch: Batch) -> int:
+        """Tokens of a CPU batch that count as read."""
+        ...
+
     def loss_sums(self, model: nn.Module, batch: Batch) -> Sums:
         """`loss` (differentiable) and `items`, summed over the batch."""
+        ...
+
+    def evaluate(self, model: nn.Module, batch: Batch) -> Evaluated:
+        """As loss_sums, and what the metrics need of single rows. All ranks call it at once."""
         ...
 
     @property
@@ -39,6 +59,7 @@ class Task(Protocol):
         """What `metrics` may tell."""
         ...
 
-    def metrics(self, sums: Mapping[str, float]) -> dict[str, float]:
-        """Metrics of an evaluation from its sums over all batches and ranks."""
+    def metrics(self, sums: Mapping[str, float], predictions: Sequence[Prediction]) -> dict[str, float]:
+        """Metrics of an evaluation from its sums over all batches and ranks, and the predictions of every row once,
+        in the order of their numbers."""
         ...

@@ -14,15 +14,19 @@ class Meter:
     `flops_per_token` counts training FLOPs (model/count.py); `peak_flops` is the matrix peak of all ranks together.
     """
 
-    tokens_per_step: int
     flops_per_token: float
     peak_flops: float | None
     _seconds: list[float] = field(default_factory=list)
     _waits: list[float] = field(default_factory=list)
+    _tokens: list[int] = field(default_factory=list)
     _forwards: list[Callable[[], float]] = field(default_factory=list)
 
-    def add(self, step_seconds: float, wait_seconds: float, forward_seconds: Callable[[], float] = float) -> None:
-        """Hears of a step; `forward_seconds` is asked when it is read, for the device may still be at it."""
+    def add(
+        self, tokens: int, step_seconds: float, wait_seconds: float, forward_seconds: Callable[[], float] = float
+    ) -> None:
+        """Hears of a step and of the tokens that all ranks read in it; `forward_seconds` is asked when it is read, for
+        the device may still be at it."""
+        self._tokens.append(tokens)
         self._seconds.append(step_seconds)
         self._waits.append(wait_seconds)
         self._forwards.append(forward_seconds)
@@ -32,8 +36,8 @@ class Meter:
         step = sum(self._seconds) / len(self._seconds)
         wait = sum(self._waits) / len(self._waits)
         forward = sum(seconds() for seconds in self._forwards) / len(self._forwards)
-        self._seconds, self._waits, self._forwards = [], [], []
-        rate = self.tokens_per_step / step
+        rate = sum(self._tokens) / sum(self._seconds)
+        self._tokens, self._seconds, self._waits, self._forwards = [], [], [], []
         return {
             "step_seconds": step,
             "data_wait_seconds": wait,

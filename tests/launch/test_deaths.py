@@ -130,7 +130,7 @@ def test_a_rank_that_raises_is_named_with_its_error(dataset: Dataset, tmp_path: 
     program = (
         "import os, sys\n"
         "from scaletrain.engine.engine import Engine\n"
-        "from scaletrain.commands.pretrain import main\n"
+        "from scaletrain.commands.train import main\n"
         "from scaletrain.runtime.log import leave\n"
         "train_step = Engine.train_step\n"
         "def broken(self, batches, lr, weight):\n"
@@ -138,7 +138,7 @@ def test_a_rank_that_raises_is_named_with_its_error(dataset: Dataset, tmp_path: 
         "        raise RuntimeError('the device fell off the bus\\nsecond line')\n"
         "    return train_step(self, batches, lr, weight)\n"
         "Engine.train_step = broken\n"
-        "leave(main(sys.argv[1:]))\n"
+        "leave(main('pretrain', sys.argv[1:]))\n"
     )
     done = run_changed(tmp_path, program, recipe, launcher=TORCHRUN)
     assert done.code == 1
@@ -152,7 +152,7 @@ def test_a_rank_that_raises_is_named_with_its_error(dataset: Dataset, tmp_path: 
 FULL = """
 import errno, os, sys
 from scaletrain.engine import trainer
-from scaletrain.commands.pretrain import main
+from scaletrain.commands.train import main
 from scaletrain.runtime.exit_report import report_exit
 from scaletrain.runtime.log import leave
 lr_at = trainer.lr_at
@@ -192,9 +192,9 @@ def test_one_rank_alone_that_hangs_is_ended(dataset: Dataset, tmp_path: Path) ->
     program = (
         "import sys, time\n"
         "from scaletrain.engine.engine import Engine\n"
-        "from scaletrain.commands.pretrain import main\n"
+        "from scaletrain.commands.train import main\n"
         "Engine.train_step = lambda *arguments: time.sleep(60)\n"
-        "sys.exit(main(sys.argv[1:]))\n"
+        "sys.exit(main('pretrain', sys.argv[1:]))\n"
     )
     done = run_changed(tmp_path, program, recipe, "guard.hang_seconds=4")
     assert done.code == 1

@@ -11,11 +11,11 @@ from scaletrain.track.progress import RunProgress
 
 
 def test_rates_are_means_since_the_last_reading() -> None:
-    meter = Meter(tokens_per_step=1000, flops_per_token=6e6, peak_flops=1e11)
-    meter.add(9.0, 9.0)
+    meter = Meter(flops_per_token=6e6, peak_flops=1e11)
+    meter.add(1000, 9.0, 9.0)
     meter.read()
-    meter.add(0.4, 0.1, lambda: 0.05)
-    meter.add(0.6, 0.3, lambda: 0.15)
+    meter.add(1000, 0.4, 0.1, lambda: 0.05)
+    meter.add(1000, 0.6, 0.3, lambda: 0.15)
     assert meter.read() == pytest.approx(
         {
             "step_seconds": 0.5,
@@ -29,7 +29,7 @@ def test_rates_are_means_since_the_last_reading() -> None:
 
 def test_without_a_peak_no_mfu_is_told() -> None:
     meter = Meter(10, 1.0, None)
-    meter.add(1.0, 0.0)
+    meter.add(1000, 1.0, 0.0)
     assert meter.read()["mfu"] is None
 
 

@@ -128,6 +128,14 @@ class LiveText:
             )
         return lines
 
+    @property
+    def ends_at_repeats(self) -> bool:
+        return False
+
+    def plan_notes(self, tokens: int) -> list[str]:
+        del tokens  # one source has no stages
+        return []
+
     def steps(
         self, reading: Reading, share: Share, *, start: int, position: Mapping[str, Any] | None, pin: bool
     ) -> Iterator[Step]:

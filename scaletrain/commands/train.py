@@ -1,4 +1,4 @@
-"""`launch/pretrain.py RECIPE [section.key=value ...]`: one rank of a pretraining run."""
+"""`launch/pretrain.py` and `launch/finetune.py RECIPE [section.key=value ...]`: one rank of a run."""
 
 import argparse
 import errno
@@ -9,7 +9,7 @@ import time
 from collections.abc import Sequence
 from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from scaletrain.cluster.env import read_world
 from scaletrain.errors import EXIT_STOPPED, EXIT_USER, ScaleTrainError
@@ -26,13 +26,18 @@ if TYPE_CHECKING:
     from scaletrain.runtime.log import Terminal
     from scaletrain.track.peak import Peak
 
+Program = Literal["pretrain", "finetune"]
 DISK_FAULTS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+_DESCRIPTIONS: dict[Program, str] = {
+    "pretrain": "Pretrain a GPT from a recipe.",
+    "finetune": "Fine-tune a Hugging Face model from a recipe.",
+}
 
 
-def parse(argv: Sequence[str]) -> argparse.Namespace:
+def parse(program: Program, argv: Sequence[str]) -> argparse.Namespace:
     """The command line, as DeepSpeed's launcher completes it."""
-    parser = argparse.ArgumentParser(prog="pretrain.py", description="Pretrain a GPT from a recipe.")
-    parser.add_argument("recipe", type=Path, help="YAML recipe, such as launch/recipes/pretrain-python.yaml")
+    parser = argparse.ArgumentParser(prog=f"{program}.py", description=_DESCRIPTIONS[program])
+    parser.add_argument("recipe", type=Path, help=f"YAML recipe, such as launch/recipes/{program}-*.yaml")
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="values that win over the recipe's")
     parser.add_argument("--deepspeed_config", metavar="FILE", help="DeepSpeed JSON that wins over the recipe's")
     parser.add_argument("--deepspeed", action="store_true", help="accepted and ignored: DeepSpeed is always on")
@@ -40,18 +45,20 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     return parser.parse_intermixed_args(argv)
 
 
-def main(argv: Sequence[str]) -> int:
+def main(program: Program, argv: Sequence[str]) -> int:
     """Trains; the exit code of the program: 0 done, 2 the input is at fault, 75 stopped on request after saving."""
     began = time.time()
     first_launchers()
-    args = parse(argv)
+    args = parse(program, argv)
     world = World()
     try:
-        from scaletrain.config.load import load_recipe
+        from scaletrain.config.load import load_recipe, need_finetuning, need_pretraining
 
         world = read_world(os.environ)
-        load_recipe(args.recipe, args.overrides, args.deepspeed_config)  # before torch: a fault is told in a second
-        return _train(args, began)
+        need = {"pretrain": need_pretraining, "finetune": need_finetuning}[program]
+        # Before torch: a fault is told in a second.
+        need(load_recipe(args.recipe, args.overrides, args.deepspeed_config), args.recipe)
+        return _train(program, args, began)
     except ScaleTrainError as error:
         _tell_fault(error, world)
         return EXIT_USER
@@ -71,13 +78,24 @@ def _tell_fault(error: ScaleTrainError, world: World) -> None:
     print(f"error: {rank}{error}", file=sys.__stderr__, flush=True)
 
 
-def _train(args: argparse.Namespace, began: float) -> int:
+def _settle(program: Program, args: argparse.Namespace) -> "Settled":
+    given = args.recipe, args.overrides, args.deepspeed_config
+    if program == "pretrain":
+        from scaletrain.assemble.pretraining import settle_pretraining
+
+        return settle_pretraining(*given)
+    from scaletrain.assemble.finetuning import settle_finetuning
+
+    return settle_finetuning(*given)
+
+
+def _train(program: Program, args: argparse.Namespace, began: float) -> int:
     from scaletrain.assemble import preflight, settle
     from scaletrain.engine import run_folder
     from scaletrain.runtime import dist, log
     from scaletrain.runtime.lifeline import Lifeline
 
-    settled = settle.settle_recipe(args.recipe, args.overrides, args.deepspeed_config)
+    settled = _settle(program, args)
     settle.set_threads(settled.world)
     dist.start(settled.world, timedelta(seconds=settled.recipe.guard.collective_timeout_seconds))
     folder = Path(settled.recipe.run.dir)
@@ -125,7 +143,7 @@ def _train(args: argparse.Namespace, began: float) -> int:
 def _train_held(settled: "Settled", findings: "Sequence[Finding]", terminal: "Terminal", began: float) -> int:
     """Trains inside a held run folder, with the libraries' output diverted."""
     from scaletrain.assemble.settle import measure_peak
-    from scaletrain.assemble.start import start_pretraining
+    from scaletrain.assemble.start import start_run
     from scaletrain.cluster.doctor.finding import lines
     from scaletrain.runtime.leftovers import describe_leftovers
     from scaletrain.runtime.op_folder import use_built_ops
@@ -137,12 +155,12 @@ def _train_held(settled: "Settled", findings: "Sequence[Finding]", terminal: "Te
     peak = measure_peak(settled)
     if settled.world.is_first:
         print("\n".join([*header(settled, peak), *lines(findings)]), file=terminal.out)
-    trainer = start_pretraining(settled, peak, findings, terminal, began)
+    trainer = start_run(settled, peak, findings, terminal, began)
     try:
         stopped = trainer.run()
     finally:
         trainer.records.close()
-    for line in farewell(trainer, stopped):
+    for line in farewell(trainer, settled, stopped):
         trainer.records.say(line)
     if stopped and (trainer.stop.obeyed_file or _is_last_wanted(trainer)):
         report_wish(stopped)
@@ -177,27 +195,21 @@ def header(settled: "Settled", peak: "Peak") -> list[str]:
     """What is about to be trained, in a few lines for a person."""
     import torch
 
-    from scaletrain.config.deepspeed import zero_stage
-    from scaletrain.model.count import count_parameters
-
-    recipe, arch, world, batch = settled.recipe, settled.architecture, settled.world, settled.batch
-    total, data = count_parameters(arch).total, settled.data
+    recipe, world, batch, job = settled.recipe, settled.world, settled.batch, settled.job
     name = recipe.run.name or Path(recipe.run.dir).name
     device = torch.cuda.get_device_name(settled.device) if settled.device.type == "cuda" else "CPU"
     rate = f"{peak.flops / 1e12:.3g} TFLOP/s a rank, {peak.source}" if peak.flops else peak.source
     return [
         f"run     {name} in {recipe.run.dir}",
-        f"model   {recipe.model.preset or recipe.model.init_from or arch.family}: {arch.num_layers} layers, "
-        f"{arch.hidden_size} wide, {arch.num_heads} heads, {arch.vocab_size:,} tokens, {_short(total)} parameters",
-        *data.describe(),
+        *job.describe(),
+        *job.data.describe(),
         f"ranks   {world.size} x {device} on {world.nodes} node{'s' if world.nodes > 1 else ''}, ZeRO stage "
-        f"{zero_stage(settled.preset)}, {settled.precision}, micro-batch {batch.micro_batch} x {batch.accumulation}",
-        f"mfu     tokens/s x {settled.flops_per_token / 1e6:,.1f} MFLOP a token (6 N + causal attention, recomputation "
-        f"not counted) / {rate}",
+        f"{settled.zero_stage}, {settled.launch.precision}, micro-batch {batch.micro_batch} x {batch.accumulation}",
+        f"mfu     tokens/s x {job.flops_per_token / 1e6:,.1f} MFLOP a token ({job.flops_rule}) / {rate}",
     ]
 
 
-def farewell(trainer: "Trainer", stopped: str | None) -> list[str]:
+def farewell(trainer: "Trainer", settled: "Settled", stopped: str | None) -> list[str]:
     """What a person does next."""
     from scaletrain.engine.checkpoint import step_folder
 
@@ -209,16 +221,10 @@ def farewell(trainer: "Trainer", stopped: str | None) -> list[str]:
         return [f"stopped at step {trainer.state.step:,} ({stopped}); saved in {where}; {again}"]
     return [
         f"done    {trainer.state.step:,} steps, {trainer.state.tokens_seen:,} tokens; saved in {where}",
-        f'next    scaletrain generate {run} --prompt "..."   scaletrain export {run} OUT_DIR',
+        f"next    {settled.job.next_steps(run)}",
     ]
 
 
 def _is_last_wanted(trainer: "Trainer") -> bool:
     wanted = trainer.recipe.train.stop_at_step
     return wanted is not None and trainer.state.step >= wanted
-
-
-def _short(count: int) -> str:
-    """1234567 as 1.2 M."""
-    scale, unit = next((s, u) for s, u in ((1e9, "B"), (1e6, "M"), (1e3, "K"), (1, "")) if count >= s or s == 1)
-    return f"{count / scale:.1f} {unit}".rstrip()

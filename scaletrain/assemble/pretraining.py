@@ -1,0 +1,119 @@
+"""A pretraining recipe as a job: a GPT of the recipe's sizes, or of a Hugging Face folder, on tokens."""
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from scaletrain.assemble.settle import Settled, settle_launch
+from scaletrain.cluster.env import read_world
+from scaletrain.config.architecture import Architecture, architecture_problems, resolve_architecture
+from scaletrain.config.deepspeed import settle
+from scaletrain.config.load import load_with_deepspeed, need_pretraining
+from scaletrain.config.schema import Recipe
+from scaletrain.data.live.text import open_live_text
+from scaletrain.data.run_data import RunData
+from scaletrain.data.tokenizer import load_tokenizer
+from scaletrain.data.training_data import open_training_data
+from scaletrain.errors import ConfigError, DataError
+from scaletrain.model.count import checkpoint_bytes, count_parameters, flops_per_token, short_count
+from scaletrain.model.hf import architecture_from_hf
+from scaletrain.runtime.world import World
+from scaletrain.tasks.pretrain import PretrainTask
+from scaletrain.tasks.task import Task
+
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "tokenizer_config.json")
+
+
+@dataclass(frozen=True)
+class Pretraining:
+    """As Job."""
+
+    recipe: Recipe
+    data: RunData
+    architecture: Architecture
+
+    @property
+    def context(self) -> int:
+        return self.recipe.data.context_length
+
+    @property
+    def max_samples(self) -> None:
+        return None
+
+    @property
+    def flops_per_token(self) -> float:
+        return flops_per_token(self.architecture, self.context)
+
+    @property
+    def flops_rule(self) -> str:
+        return "6 N + causal attention, recomputation not counted"
+
+    @property
+    def identity(self) -> Mapping[str, Any]:
+        return asdict(self.architecture)
+
+    @property
+    def checkpoint_bytes(self) -> int:
+        return checkpoint_bytes(self.architecture)
+
+    def describe(self) -> list[str]:
+        arch, model = self.architecture, self.recipe.model
+        return [
+            f"model   {model.preset or model.init_from or arch.family}: {arch.num_layers} layers, "
+            f"{arch.hidden_size} wide, {arch.num_heads} heads, {arch.vocab_size:,} tokens, "
+            f"{short_count(count_parameters(arch).total)} parameters"
+        ]
+
+    def task(self, data: RunData) -> Task:
+        return PretrainTask(
+            self.architecture,
+            data,
+            seed=self.recipe.seed,
+            init_from=Path(self.recipe.model.init_from) if self.recipe.model.init_from else None,
+            activation_checkpointing=self.recipe.train.activation_checkpointing,
+        )
+
+    def next_steps(self, run: str) -> str:
+        return f'scaletrain generate {run} --prompt "..."   scaletrain export {run} OUT_DIR'
+
+
+def settle_pretraining(path: Path, overrides: Sequence[str], deepspeed_config: str | None) -> Settled:
+    """Reads and checks a recipe for this launch. Raises a ScaleTrainError for anything that cannot run."""
+    world = read_world(os.environ)
+    loaded, preset = load_with_deepspeed(path, overrides, deepspeed_config)
+    recipe = settle(need_pretraining(loaded, path), preset)
+    launch = settle_launch(recipe, preset, world)
+    data = _open_data(recipe, world)
+    return Settled(launch, Pretraining(recipe, data, _architecture(recipe, data)))
+
+
+def _open_data(recipe: Recipe, world: World) -> RunData:
+    if recipe.data.source == "huggingface":
+        return open_live_text(recipe.data, recipe.seed, rank=world.rank, ranks=world.size)
+    return open_training_data(recipe.data, recipe.seed)
+
+
+def _architecture(recipe: Recipe, data: RunData) -> Architecture:
+    """From the recipe's sizes, or from the Hugging Face folder that training starts from."""
+    tokenizer, context = data.tokenizer, recipe.data.context_length
+    if recipe.model.init_from is None:
+        return resolve_architecture(recipe.model, tokenizer.vocab_size, context)
+    folder = Path(recipe.model.init_from)
+    architecture = architecture_from_hf(folder)
+    given = recipe.model.model_dump(exclude_none=True, exclude={"init_from"})
+    problems = [
+        f"model.{name}={value} differs from the {getattr(architecture, name)} of {folder}: remove it"
+        for name, value in given.items()
+        if getattr(architecture, name) != value
+    ]
+    if problems := problems + architecture_problems(architecture, tokenizer.vocab_size, context):
+        raise ConfigError("; ".join(problems))
+    has_tokenizer = any((folder / name).is_file() for name in TOKENIZER_FILES)
+    if has_tokenizer and load_tokenizer(folder).fingerprint != tokenizer.fingerprint:
+        raise DataError(
+            f"{data.name} was prepared with the tokenizer {tokenizer.name}, not with that of {folder}: prepare the "
+            f"text again with --tokenizer {folder}"
+        )
+    return architecture
