@@ -12,10 +12,10 @@ from scaletrain.config.architecture import Architecture, architecture_problems, 
 from scaletrain.config.deepspeed import settle
 from scaletrain.config.load import load_with_deepspeed, need_pretraining
 from scaletrain.config.schema import Recipe
-from scaletrain.data.live.text import open_live_text
+from scaletrain.data.live.text import LiveText, open_live_text
 from scaletrain.data.run_data import RunData
 from scaletrain.data.tokenizer import load_tokenizer
-from scaletrain.data.training_data import open_training_data
+from scaletrain.data.training_data import TrainingData, open_training_data
 from scaletrain.errors import ConfigError, DataError
 from scaletrain.model.count import checkpoint_bytes, count_parameters, flops_per_token, short_count
 from scaletrain.model.hf import architecture_from_hf
@@ -31,7 +31,7 @@ class Pretraining:
     """As Job."""
 
     recipe: Recipe
-    data: RunData
+    data: TrainingData | LiveText
     architecture: Architecture
 
     @property
@@ -89,13 +89,13 @@ def settle_pretraining(path: Path, overrides: Sequence[str], deepspeed_config: s
     return Settled(launch, Pretraining(recipe, data, _architecture(recipe, data)))
 
 
-def _open_data(recipe: Recipe, world: World) -> RunData:
+def _open_data(recipe: Recipe, world: World) -> TrainingData | LiveText:
     if recipe.data.source == "huggingface":
         return open_live_text(recipe.data, recipe.seed, rank=world.rank, ranks=world.size)
     return open_training_data(recipe.data, recipe.seed)
 
 
-def _architecture(recipe: Recipe, data: RunData) -> Architecture:
+def _architecture(recipe: Recipe, data: TrainingData | LiveText) -> Architecture:
     """From the recipe's sizes, or from the Hugging Face folder that training starts from."""
     tokenizer, context = data.tokenizer, recipe.data.context_length
     if recipe.model.init_from is None:

@@ -7,7 +7,7 @@ from typing import Any, Protocol
 from scaletrain.data.loader import Step
 from scaletrain.data.order import SampleOrder, Share
 from scaletrain.data.rows import Rows
-from scaletrain.data.shards import Split, TokenizerInfo
+from scaletrain.data.shards import Split
 from scaletrain.data.training_data import Reading
 
 
@@ -18,9 +18,6 @@ class RunData(Protocol):
     def name(self) -> str:
         """Where the data is, for a message."""
         ...
-
-    @property
-    def tokenizer(self) -> TokenizerInfo: ...
 
     @property
     def tokenizer_folder(self) -> Path:

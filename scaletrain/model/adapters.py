@@ -35,6 +35,8 @@ def add_adapter(model: Any, adapter: Adapter, head: Head, seed: int, tokenizer: 
     """
     peft = need_peft()
     config = _config(peft, adapter, head, tokenizer)
+    if head != "causal" and adapter.kind != "prompt_tuning":  # it trains whole, all-linear would adapt it too
+        config.exclude_modules = [name for name, _ in model.named_children() if name != model.base_model_prefix]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         try:
@@ -75,7 +77,8 @@ def _config(peft: Any, adapter: Adapter, head: Head, tokenizer: Path | None) -> 
 
 def _no_targets(model: nn.Module, adapter: Adapter) -> str:
     kinds = sorted({name.rpartition(".")[2] for name, m in model.named_modules() if type(m).__name__ in _LINEAR})
-    return f"adapter.targets={_shown(adapter)} names no layer of this model: choose among {', '.join(kinds)}, or all-linear"
+    told = f"adapter.targets={_shown(adapter)} names no layer of this model"
+    return f"{told}: choose among {', '.join(kinds)}, or all-linear"
 
 
 _LINEAR = ("Linear", "Conv1D")
@@ -88,7 +91,7 @@ def _shown(adapter: Adapter) -> str:
 def adapter_state(wrapped: Any, trained: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """What an adapter folder holds, under PEFT's names: `trained` by the names of `wrapped`'s own parameters."""
     peft = need_peft()
-    whole = dict(wrapped.named_parameters()) | {name: tensor for name, tensor in trained.items()}
+    whole = {**dict(wrapped.named_parameters()), **trained}
     state: dict[str, Tensor] = peft.get_peft_model_state_dict(wrapped, state_dict=whole)
     return {name: tensor.detach().contiguous().clone() for name, tensor in state.items()}
 

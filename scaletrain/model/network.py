@@ -1,7 +1,8 @@
 """A transformers model for a task: built without weights, which are then read from its folder a parameter at a time."""
 
 import os
-from collections.abc import Callable, Iterator, Mapping
+import re
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from functools import cache
 from pathlib import Path
@@ -108,7 +109,7 @@ def build_network(config: Any, head: Head, dtype: torch.dtype, extra: nn.Module 
     return Network(model, extra)
 
 
-def trainable_positions(config: Any) -> int | None:
+def longest_row(config: Any) -> int | None:
     """The longest row that the model takes, where its config says."""
     for name in ("max_position_embeddings", "n_positions", "n_ctx"):
         value = getattr(config, name, None)
@@ -116,6 +117,17 @@ def trainable_positions(config: Any) -> int | None:
             # RoBERTa's positions begin behind the padding token's id.
             return value - 2 if config.model_type in ("roberta", "xlm-roberta", "camembert") else value
     return None
+
+
+@torch.no_grad()
+def begin_weights(module: nn.Module, prefix: str, seed: int, gather: Gather) -> None:
+    """Sets the weights of what a task adds: uniform in +-0.1, each from a generator of its own."""
+    for name, parameter in module.named_parameters():
+        with gather(parameter) as writes:
+            if writes:
+                generator = torch.Generator().manual_seed(parameter_seed(seed, f"{prefix}.{name}"))
+                drawn = torch.empty(parameter.shape, dtype=torch.float32).uniform_(-0.1, 0.1, generator=generator)
+                parameter.copy_(drawn)
 
 
 @torch.no_grad()
@@ -209,17 +221,30 @@ def _begin(name: str, parameter: Tensor, config: Any, seed: int) -> None:
         parameter.copy_(torch.empty(parameter.shape, dtype=torch.float32).normal_(0.0, std, generator=generator))
 
 
-def layers_of(model: nn.Module) -> int:
-    """Blocks of the base model, as its config counts them."""
-    config: Any = model.config
+def layers_of(config: Any) -> int:
+    """Blocks of a model."""
     return int(getattr(config, "num_hidden_layers", 0) or getattr(config, "n_layer", 0))
 
 
-def head_parameters(model: Any) -> Iterator[str]:
-    """Names of the parameters beside the base model."""
-    for name, _ in model.named_parameters():
-        if not name.startswith(f"{model.base_model_prefix}."):
-            yield name
+def depth_of(name: str, config: Any) -> int:
+    """How far from the input a parameter is: 0 embeddings, 1 the first block, layers + 1 the head and the rest."""
+    if match := re.search(r"\.(?:layer|layers|h|block|blocks)\.([0-9]+)\.", name):
+        return int(match[1]) + 1
+    return 0 if re.search(r"embed|\.wte\.|\.wpe\.", name) else layers_of(config) + 1
+
+
+def freeze(model: Any, part: str) -> None:
+    """Keeps a part of the weights as they are: `embeddings`, or `all_but_head`. ConfigError when nothing is left."""
+    if part == "embeddings":
+        for parameter in model.get_input_embeddings().parameters():
+            parameter.requires_grad_(False)
+    if part == "all_but_head":
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(not name.startswith(f"{model.base_model_prefix}."))
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise ConfigError(
+            f"model.freeze={part} leaves nothing to train: the head shares its weights with the embedding"
+        )
 
 
 def folder_print(folder: Path) -> str:

@@ -1,0 +1,112 @@
+"""The examples of a fine-tuning recipe: read, checked, held out and encoded by their kind."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import xxhash
+
+from scaletrain.config.finetune_schema import FinetuneRecipe
+from scaletrain.data.encoded_rows import EncodedRows
+from scaletrain.data.example_data import ExampleData
+from scaletrain.data.examples.labels import check_labels, class_counts, label_set
+from scaletrain.data.examples.reading import Example, hold_out, read_examples
+from scaletrain.data.text_tokenizer import saver
+from scaletrain.errors import DataError
+from scaletrain.tasks.classify import Classify
+from scaletrain.tasks.kind import Encoded, Kind
+from scaletrain.tasks.sft import Sft
+from scaletrain.tasks.span_qa import SpanQa
+from scaletrain.tasks.tag import Tag
+
+
+def open_examples(recipe: FinetuneRecipe, tokenizer: Any) -> tuple[Kind, ExampleData]:
+    """The kind of task with its labels, and the rows of both splits. DataError for examples at fault."""
+    train, validation, notes = _splits(recipe)
+    kind = make_kind(recipe, tokenizer, train, validation)
+    encoded = {"train": kind.encode(train, "train"), "validation": kind.encode(validation, "validation")}
+    for split, found in encoded.items():
+        notes += [f"{split}: {note}" for note in found.notes]
+    if not encoded["train"].rows:
+        raise DataError(
+            f"data.train={recipe.data.train} gives no row to train on: see data.max_length and data.columns"
+        )
+    rows = {split: EncodedRows(found.rows, kind.collate) for split, found in encoded.items()}
+    held_out = rows["validation"] if encoded["validation"].rows else None
+    name = recipe.data.train if isinstance(recipe.data.train, str) else ", ".join(recipe.data.train)
+    told = f"{len(train):,} examples to train on, {len(validation):,} to validate"
+    data = ExampleData(
+        name=name,
+        training=rows["train"],
+        validation=held_out,
+        seed=recipe.seed,
+        shuffle=recipe.data.shuffle,
+        prints={"examples": _print_of(train, recipe), "tokenizer": _tokenizer_print(tokenizer)},
+        lines=[
+            f"data    {name}: {told}; {len(rows['train']):,} rows, {rows['train'].tokens:,} tokens",
+            *(f"note    {note}" for note in notes),
+        ],
+        save_tokenizer=saver(tokenizer),
+    )
+    return kind, data
+
+
+def _splits(recipe: FinetuneRecipe) -> tuple[Sequence[Example], Sequence[Example], list[str]]:
+    """Examples to train on and to evaluate, and what was wrong with others."""
+    data, task = recipe.data, recipe.task
+    read = read_examples(data.train, data, task, "data.train")
+    notes = [f"train: {line}" for line in read.check(data.on_fault)]
+    train, validation = read.kept, []
+    if data.validation is not None:
+        held = read_examples(data.validation, data.model_copy(update={"max_examples": None}), task, "data.validation")
+        notes += [f"validation: {line}" for line in held.check(data.on_fault)]
+        validation = list(held.kept)
+    elif data.validation_share is not None:
+        train, validation = hold_out(train, data.validation_share, recipe.seed)
+        if not train or not validation:
+            raise DataError(
+                f"data.validation_share={data.validation_share} of {len(read.kept):,} examples leaves "
+                f"{len(train):,} to train on and {len(validation):,} to evaluate: change it"
+            )
+    return train, validation, notes
+
+
+def make_kind(recipe: FinetuneRecipe, tokenizer: Any, train: Sequence[Example], validation: Sequence[Example]) -> Kind:
+    """The recipe's kind, with the labels of its examples. DataError when validation has others."""
+    task, data = recipe.task, recipe.data
+    if task.kind == "sft":
+        return Sft(task, data, tokenizer)
+    if task.kind == "span_qa":
+        return SpanQa(task, data, tokenizer)
+    labels = () if task.regression else label_set(train, task)
+    if not task.regression:
+        check_labels(labels, validation)
+    if task.kind == "tag":
+        return Tag(task, data, tokenizer, labels)
+    return Classify(task, data, tokenizer, labels, _class_weights(recipe, train, labels))
+
+
+def _class_weights(recipe: FinetuneRecipe, train: Sequence[Example], labels: Sequence[str]) -> list[float] | None:
+    wanted = recipe.task.class_weights
+    if wanted == "none":
+        return None
+    if wanted == "balanced":
+        counts = class_counts(train, labels)
+        return [len(train) / (len(labels) * counts[label]) if counts[label] else 0.0 for label in labels]
+    if unknown := sorted(set(wanted) - set(labels)):
+        raise DataError(f"task.class_weights names {unknown[0]}, which is no label: the labels are {', '.join(labels)}")
+    return [wanted.get(label, 1.0) for label in labels]
+
+
+def _print_of(examples: Sequence[Example], recipe: FinetuneRecipe) -> str:
+    """Tells the examples and what they become apart from others."""
+    digest = xxhash.xxh3_128()
+    for example in examples:
+        digest.update(repr(sorted(example.values.items())).encode())
+    kept = recipe.data.model_dump(mode="json", exclude={"train", "validation", "prefetch_steps", "shuffle"})
+    digest.update(repr(sorted(kept.items())).encode())
+    return digest.hexdigest()
+
+
+def _tokenizer_print(tokenizer: Any) -> str:
+    text = tokenizer.backend_tokenizer.to_str() + repr((tokenizer.pad_token, getattr(tokenizer, "chat_template", None)))
+    return xxhash.xxh3_128_hexdigest(text.encode())

@@ -1,0 +1,140 @@
+"""A fine-tuning recipe as a job: a Hugging Face model with a head and perhaps an adapter, on labelled examples."""
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from scaletrain.assemble.examples import open_examples
+from scaletrain.assemble.settle import DTYPES, Launch, Settled, settle_launch
+from scaletrain.cluster.env import read_world
+from scaletrain.config.deepspeed import settle, zero_stage
+from scaletrain.config.finetune_rules import deepspeed_problems
+from scaletrain.config.finetune_schema import FinetuneRecipe
+from scaletrain.config.load import load_with_deepspeed, need_finetuning
+from scaletrain.config.problems import raise_problems
+from scaletrain.data.example_data import ExampleData
+from scaletrain.data.run_data import RunData
+from scaletrain.data.text_tokenizer import load_text_tokenizer
+from scaletrain.errors import ConfigError
+from scaletrain.model.adapters import need_peft
+from scaletrain.model.count import short_count
+from scaletrain.model.network import build_network, find_model, folder_print, read_config, longest_row
+from scaletrain.tasks.finetune import Finetune
+from scaletrain.tasks.kind import Kind
+from scaletrain.tasks.task import Task
+
+
+@dataclass(frozen=True)
+class Finetuning:
+    """As Job. `config`: the model's, as the kind wants it; `folder`: of its weights."""
+
+    recipe: FinetuneRecipe
+    kind: Kind
+    config: Any
+    folder: Path
+    dtype: torch.dtype
+    data: ExampleData
+
+    @property
+    def context(self) -> int:
+        return self.recipe.data.max_length
+
+    @property
+    def max_samples(self) -> int | None:
+        epochs = self.recipe.train.max_epochs
+        return None if epochs is None else max(1, round(epochs * len(self.data.training)))
+
+    @cached_property
+    def parameters(self) -> tuple[int, int]:
+        """All, and those that are multiplied with every token: without the look-ups of embeddings."""
+        with torch.device("meta"):
+            model: Any = build_network(self.config, self.kind.head, torch.float32).model
+        total = sum(p.numel() for p in model.parameters())
+        output = model.get_output_embeddings()
+        looked_up = sum(
+            p.numel()
+            for m in model.modules()
+            if isinstance(m, torch.nn.Embedding)
+            for p in m.parameters(recurse=False)
+            if output is None or p is not output.weight
+        )
+        return total, total - looked_up
+
+    @property
+    def flops_per_token(self) -> float:
+        """2 operations a weight forward and 2 for the gradient of what comes before it, 2 more for the weight's own."""
+        return (6 if self.recipe.adapter.kind == "none" else 4) * self.parameters[1]
+
+    @property
+    def flops_rule(self) -> str:
+        trained = "6 N" if self.recipe.adapter.kind == "none" else "4 N, the frozen weights have no gradients"
+        return f"{trained}; attention not counted"
+
+    @property
+    def identity(self) -> Mapping[str, Any]:
+        recipe = self.recipe
+        return {
+            "path": folder_print(self.folder),
+            "task": recipe.task.kind,
+            "labels": self.kind.record().get("labels"),
+            "adapter": recipe.adapter.model_dump(mode="json"),
+            "freeze": recipe.model.freeze,
+            "crf": recipe.task.crf,
+        }
+
+    @property
+    def checkpoint_bytes(self) -> int:
+        return 12 * self.parameters[0] if self.recipe.adapter.kind == "none" else 0
+
+    def describe(self) -> list[str]:
+        adapter = self.recipe.adapter
+        how = {"none": "all weights are trained"}.get(adapter.kind, f"{adapter.kind} in a frozen model")
+        if self.recipe.model.freeze != "none":
+            how = f"frozen: {self.recipe.model.freeze}"
+        name, total = self.recipe.model.path, short_count(self.parameters[0])
+        return [f"model   {name}: {self.config.model_type}, {total} parameters; {how}", *self.kind.describe()]
+
+    def task(self, data: RunData) -> Task:
+        assert isinstance(data, ExampleData)
+        return Finetune(self.recipe, self.kind, self.config, self.folder, self.dtype, data)
+
+    def next_steps(self, run: str) -> str:
+        return f"scaletrain export {run} OUT_DIR   scaletrain evaluate OUT_DIR --data FILE"
+
+
+def settle_finetuning(path: Path, overrides: Sequence[str], deepspeed_config: str | None) -> Settled:
+    """Reads and checks a recipe for this launch. Raises a ScaleTrainError for anything that cannot run."""
+    world = read_world(os.environ)
+    loaded, preset = load_with_deepspeed(path, overrides, deepspeed_config)
+    recipe = settle(need_finetuning(loaded, path), preset)
+    raise_problems(str(path), deepspeed_problems(recipe, zero_stage(preset)))
+    launch = settle_launch(recipe, preset, world)
+    return Settled(launch, open_job(recipe, launch))
+
+
+def open_job(recipe: FinetuneRecipe, launch: Launch) -> Finetuning:
+    """Opens model folder, tokenizer and examples."""
+    _check_libraries(recipe, launch.device)
+    folder = find_model(recipe.model.path, recipe.model.revision)
+    tokenizer = load_text_tokenizer(recipe.model, folder)
+    plain = read_config(folder, {})
+    positions = longest_row(plain)
+    if positions is not None and recipe.data.max_length > positions:
+        raise ConfigError(
+            f"data.max_length={recipe.data.max_length} is longer than the {positions:,} positions of {folder}: lower it"
+        )
+    kind, data = open_examples(recipe, tokenizer)
+    config = read_config(folder, kind.config(), recipe.model.dropout)
+    return Finetuning(recipe, kind, config, folder, DTYPES[launch.precision], data)
+
+
+def _check_libraries(recipe: FinetuneRecipe, device: torch.device) -> None:
+    if recipe.adapter.kind != "none":
+        need_peft()
+    if recipe.model.quantize != "none" and device.type != "cuda":
+        raise ConfigError(f"model.quantize={recipe.model.quantize} needs a GPU with bitsandbytes: remove it here")

@@ -1,0 +1,82 @@
+"""Fine-tuning as a task: a transformers model with its head and adapters, and a kind that knows what is asked of it."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from scaletrain.config.finetune_schema import FinetuneRecipe
+from scaletrain.data.example_data import ExampleData
+from scaletrain.data.rows import Batch, Rows
+from scaletrain.data.shards import Split
+from scaletrain.model.adapters import add_adapter
+from scaletrain.model.init import Gather
+from scaletrain.model.network import Network, begin_weights, build_network, depth_of, freeze, layers_of, load_network
+from scaletrain.tasks.kind import Kind
+from scaletrain.tasks.task import Evaluated, Prediction, Sums
+
+
+@dataclass(frozen=True)
+class Finetune:
+    """As Task. `config`: the model's, with the changes that the kind asks for; `folder`: of its weights."""
+
+    recipe: FinetuneRecipe
+    kind: Kind
+    config: Any
+    folder: Path
+    dtype: torch.dtype
+    data: ExampleData | None = None
+
+    def build_model(self) -> nn.Module:
+        network = build_network(self.config, self.kind.head, self.dtype, self.kind.extra(self.config))
+        if self.recipe.train.activation_checkpointing == "full":
+            model: Any = network.model
+            model.gradient_checkpointing_enable({"use_reentrant": False})
+        return network
+
+    def initialise(self, model: nn.Module, gather: Gather) -> None:
+        assert isinstance(model, Network)
+        seed = self.recipe.seed
+        load_network(model, self.folder, seed, gather)
+        if model.extra is not None:
+            begin_weights(model.extra, "extra", seed, gather)
+        if self.recipe.adapter.kind != "none":
+            model.model = add_adapter(model.model, self.recipe.adapter, self.kind.head, seed, self.folder)
+            if self.recipe.train.activation_checkpointing == "full":
+                adapted: Any = model.model
+                adapted.enable_input_require_grads()
+        else:
+            freeze(model.model, self.recipe.model.freeze)
+
+    def learning_rate_scale(self, name: str) -> float:
+        """optim.layer_decay to the power of the blocks between a parameter and the head."""
+        decay = self.recipe.optim.layer_decay
+        if decay == 1.0:
+            return 1.0
+        return float(decay ** (layers_of(self.config) + 1 - depth_of(name, self.config)))
+
+    def rows(self, split: Split) -> Rows:
+        assert self.data is not None
+        return self.data.rows(split)
+
+    def weight(self, batch: Batch) -> int:
+        return self.kind.weight(batch)
+
+    def tokens(self, batch: Batch) -> int:
+        return self.kind.tokens(batch)
+
+    def loss_sums(self, model: nn.Module, batch: Batch) -> Sums:
+        return self.kind.loss_sums(model, batch)
+
+    def evaluate(self, model: nn.Module, batch: Batch) -> Evaluated:
+        return self.kind.evaluate(model, batch)
+
+    @property
+    def metric_names(self) -> Sequence[str]:
+        return self.kind.metric_names
+
+    def metrics(self, sums: Mapping[str, float], predictions: Sequence[Prediction]) -> dict[str, float]:
+        return self.kind.metrics(sums, predictions)

@@ -1,0 +1,41 @@
+"""Answers written by a model that is being trained, or by one in memory, many prompts at a time."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from scaletrain.config.finetune_schema import Generation
+from scaletrain.data.encoded_rows import padded
+from scaletrain.model.network import Network
+
+
+def write_answers(
+    model: nn.Module, tokenizer: Any, prompts: Sequence[Sequence[int]], wanted: Generation, device: torch.device
+) -> list[str]:
+    """The text after each prompt, without special tokens. All ranks call it at once; an empty prompt gives anything.
+
+    Under ZeRO-3 each new token gathers the weights anew, and ranks whose answers are done go on until all are.
+    """
+    network: Any = model if isinstance(model, Network) else model.module
+    causal = network.model
+    start = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.pad_token_id
+    ids = padded([list(prompt) or [start] for prompt in prompts], tokenizer.pad_token_id, left=True).to(device)
+    mask = padded([[1] * max(1, len(prompt)) for prompt in prompts], 0, left=True).to(device)
+    is_split = any(hasattr(parameter, "ds_id") for parameter in causal.parameters())
+    sampling = {"do_sample": True, "temperature": wanted.temperature} if wanted.temperature else {"do_sample": False}
+    with torch.no_grad():
+        out = causal.generate(
+            input_ids=ids,
+            attention_mask=mask,
+            max_new_tokens=wanted.max_new_tokens,
+            num_beams=wanted.num_beams,
+            pad_token_id=tokenizer.pad_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            synced_gpus=is_split,
+            use_cache=True,
+            **sampling,
+        )
+    new = out[:, ids.shape[1] :].tolist()
+    return [text.strip() for text in tokenizer.batch_decode(new, skip_special_tokens=True)]
