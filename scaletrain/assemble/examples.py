@@ -13,7 +13,7 @@ from scaletrain.data.examples.reading import Example, hold_out, read_examples
 from scaletrain.data.text_tokenizer import saver
 from scaletrain.errors import DataError
 from scaletrain.tasks.classify import Classify
-from scaletrain.tasks.kind import Encoded, Kind
+from scaletrain.tasks.kind import Kind
 from scaletrain.tasks.sft import Sft
 from scaletrain.tasks.span_qa import SpanQa
 from scaletrain.tasks.tag import Tag

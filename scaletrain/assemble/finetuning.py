@@ -23,7 +23,7 @@ from scaletrain.data.text_tokenizer import load_text_tokenizer
 from scaletrain.errors import ConfigError
 from scaletrain.model.adapters import need_peft
 from scaletrain.model.count import short_count
-from scaletrain.model.network import build_network, find_model, folder_print, read_config, longest_row
+from scaletrain.model.network import build_network, find_model, folder_print, longest_row, read_config
 from scaletrain.tasks.finetune import Finetune
 from scaletrain.tasks.kind import Kind
 from scaletrain.tasks.task import Task

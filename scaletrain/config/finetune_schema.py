@@ -17,6 +17,8 @@ class Generation(Section):
     metrics: tuple[Literal["bleu", "chrf", "ter", "rouge", "exact_match", "f1"], ...] = ()
     """What compares the answers with the references; none: no text is written, an evaluation tells loss and
     perplexity."""
+    tokenizer: Literal["13a", "intl", "char", "zh", "ja-mecab", "ko-mecab", "none"] = "13a"
+    """What finds the words of BLEU, by sacrebleu's names: 13a for languages with spaces between words."""
     max_new_tokens: Positive = 128
     max_samples: Positive | None = None
     """Examples that answers are written for, the first ones; default: all that are evaluated."""

@@ -224,8 +224,9 @@ class Checkpoint(Section):
     """Checkpoints of these steps stay for ever, such as 10000: those of steps 10,000, 20,000 ..."""
     best_metric: str | None = None
     """A value of the evaluation, such as loss: the checkpoint of the best one stays, as RUN/checkpoints/best tells."""
-    best_is: Literal["lowest", "highest"] = "lowest"
-    """Which values of best_metric are better."""
+    best_is: Literal["lowest", "highest"] | None = None
+    """Which values of best_metric are better; default: the lowest of a loss, an error or a perplexity, else the
+    highest."""
     background: bool = True
     """Copy the state to host memory and write it while training goes on; false: training waits for the disk."""
     on_failure: Literal["stop", "continue"] = "stop"

@@ -10,13 +10,14 @@ from scaletrain.data.rows import Rows
 from scaletrain.engine.engine import Engine
 from scaletrain.errors import ScaleTrainError
 from scaletrain.runtime import dist, pulse
+from scaletrain.tasks.scores.result import Scores
 from scaletrain.tasks.task import Prediction, Task
 
 
 class Evaluation(NamedTuple):
     """What an evaluation found, the same on every rank."""
 
-    metrics: dict[str, float]
+    scores: Scores
     predictions: list[Prediction]  # by row
 
 

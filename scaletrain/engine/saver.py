@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from scaletrain.config.schema import BaseRecipe
+from scaletrain.config.schema import BaseRecipe, Checkpoint
 from scaletrain.data.loader import Step
 from scaletrain.engine import checkpoint
 from scaletrain.engine.checkpoint import Best, Identity, Pending
@@ -17,6 +17,8 @@ from scaletrain.engine.state import RunState
 from scaletrain.errors import CheckpointError
 from scaletrain.runtime import dist
 from scaletrain.runtime.stop import TimeLimit
+
+LOWER_IS_BETTER = ("loss", "perplexity", "bits_per_byte", "mse", "mae", "ter")
 
 
 @dataclass
@@ -95,12 +97,12 @@ class Saver:
         if wanted.best_metric is None:
             return state
         if wanted.best_metric not in found:
-            raise CheckpointError(
-                f"checkpoint.best_metric={wanted.best_metric} is no value of the evaluation: choose one of "
-                f"{', '.join(found)}"
+            self.records.say(
+                f"note    {wanted.best_metric} is not defined for this evaluation: no checkpoint is judged by it"
             )
+            return state
         best = Best(checkpoint.step_folder(self.root, state.step).name, wanted.best_metric, found[wanted.best_metric])
-        if not best.is_better(self.best, lowest=wanted.best_is == "lowest"):
+        if not best.is_better(self.best, lowest=_wants_lowest(wanted)):
             return state
         state = self.save(state, memory)
         self.finish()
@@ -139,3 +141,9 @@ class Saver:
             self.saved_step = None
             self.records.event("checkpoint_failed", state.step, reason=str(error))
             self.records.say(f"warning {error}; training goes on, as checkpoint.on_failure=continue asks")
+
+
+def _wants_lowest(wanted: Checkpoint) -> bool:
+    if wanted.best_is is None:
+        return wanted.best_metric in LOWER_IS_BETTER
+    return wanted.best_is == "lowest"

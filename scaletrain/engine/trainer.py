@@ -288,12 +288,12 @@ class Trainer:
                 self._save(wait=True)
             raise
         # First, as a launch that finds the metrics of an evaluation takes it for judged.
-        self.state = self.saver.judge(self.state, found.metrics, self.watch.memory)
+        self.state = self.saver.judge(self.state, found.scores.values, self.watch.memory)
         self.evaluated_step = self.state.step
         self._keep_predictions(found)
-        self.records.metrics(self.state.step, {f"eval_{name}": value for name, value in found.metrics.items()})
-        self.records.event("evaluate", self.state.step, seconds=time.perf_counter() - began, **found.metrics)
-        told = "  ".join(f"{name.replace('_', ' ')} {value:.4f}" for name, value in found.metrics.items())
+        self.records.metrics(self.state.step, {f"eval_{name}": value for name, value in found.scores.values.items()})
+        self.records.event("evaluate", self.state.step, seconds=time.perf_counter() - began, **found.scores.values)
+        told = "  ".join(f"{name.replace('_', ' ')} {value:.4f}" for name, value in found.scores.values.items())
         self.records.say(f"step {self.state.step}  validation {told}")
         self._end_without_progress()
 
@@ -301,7 +301,7 @@ class Trainer:
         if found.predictions and dist.rank() == 0:
             best = self.saver.best.step if self.saver.best is not None else None
             with self.records.noting_faults():
-                keep_predictions(Path(self.recipe.run.dir), self.state.step, found.predictions, best)
+                keep_predictions(Path(self.recipe.run.dir), self.state.step, found, best)
 
     def _end_without_progress(self) -> None:
         """Ends the run here when the last evaluate.patience evaluations brought no better one."""

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -14,7 +15,10 @@ from scaletrain.data.rows import IGNORED, Batch
 from scaletrain.data.shards import Split
 from scaletrain.model.network import Head, Network
 from scaletrain.tasks.kind import Encoded
-from scaletrain.tasks.scores import classification
+from scaletrain.tasks.scores.classification import classification, classification_names
+from scaletrain.tasks.scores.multi_label import multi_label, multi_label_names
+from scaletrain.tasks.scores.regression import REGRESSION_NAMES, regression
+from scaletrain.tasks.scores.result import Scores, merged
 from scaletrain.tasks.task import Evaluated, Prediction, Sums
 
 
@@ -137,11 +141,12 @@ class Classify:
     def _said(self, outputs_C: Tensor) -> Prediction:
         if self.task.regression:
             return {"predicted": outputs_C.item()}
-        scores_C = outputs_C.sigmoid() if self.task.multi_label else outputs_C.softmax(0)
-        scores = dict(zip(self.labels, scores_C.tolist(), strict=True))
         if self.task.multi_label:
-            return {"predicted": [label for label, score in scores.items() if score > 0.5], "scores": scores}
-        return {"predicted": self.labels[int(outputs_C.argmax())], "scores": scores}
+            labels = [label for label, output in zip(self.labels, outputs_C.tolist(), strict=True) if output >= 0]
+            return {"predicted": labels, "scores": outputs_C.sigmoid().tolist(), "logits": outputs_C.tolist()}
+        best = int(outputs_C.argmax())
+        score = outputs_C.softmax(0)[best].item()
+        return {"predicted": self.labels[best], "score": score, "logits": outputs_C.tolist()}
 
     def _right(self, target: Any) -> Prediction:
         if self.task.regression:
@@ -152,12 +157,23 @@ class Classify:
 
     @property
     def metric_names(self) -> Sequence[str]:
-        return ("loss", *classification.names(self.labels, self.task.multi_label, self.task.regression))
+        if self.task.regression:
+            return ("loss", *REGRESSION_NAMES)
+        return ("loss", *(multi_label_names if self.task.multi_label else classification_names)(self.labels))
 
-    def metrics(self, sums: Mapping[str, float], predictions: Sequence[Prediction]) -> dict[str, float]:
-        right, said = ([one[key] for one in predictions] for key in ("label", "predicted"))
-        found = classification.one_label(right, said)
-        return {"loss": sums["loss"] / max(sums["items"], 1), **found}
+    def metrics(self, sums: Mapping[str, float], predictions: Sequence[Prediction]) -> Scores:
+        return merged(Scores({"loss": sums["loss"] / max(sums["items"], 1)}), self._scores(predictions))
+
+    def _scores(self, predictions: Sequence[Prediction]) -> Scores:
+        right = [one["label"] for one in predictions]
+        if self.task.regression:
+            return regression(right, [one["predicted"] for one in predictions])
+        logits_NC = np.array([one["logits"] for one in predictions])
+        if self.task.multi_label:
+            return multi_label(
+                np.array([[name in has for name in self.labels] for has in right]), logits_NC, self.labels
+            )
+        return classification([self._numbers[label] for label in right], logits_NC, self.labels)
 
     def describe(self) -> list[str]:
         if self.task.regression:

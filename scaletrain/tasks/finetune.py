@@ -16,6 +16,7 @@ from scaletrain.model.adapters import add_adapter
 from scaletrain.model.init import Gather
 from scaletrain.model.network import Network, begin_weights, build_network, depth_of, freeze, layers_of, load_network
 from scaletrain.tasks.kind import Kind
+from scaletrain.tasks.scores.result import Scores
 from scaletrain.tasks.task import Evaluated, Prediction, Sums
 
 
@@ -78,5 +79,5 @@ class Finetune:
     def metric_names(self) -> Sequence[str]:
         return self.kind.metric_names
 
-    def metrics(self, sums: Mapping[str, float], predictions: Sequence[Prediction]) -> dict[str, float]:
+    def metrics(self, sums: Mapping[str, float], predictions: Sequence[Prediction]) -> Scores:
         return self.kind.metrics(sums, predictions)

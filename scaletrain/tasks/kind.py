@@ -10,6 +10,7 @@ from scaletrain.data.examples.reading import Example
 from scaletrain.data.rows import Batch
 from scaletrain.data.shards import Split
 from scaletrain.model.network import Head
+from scaletrain.tasks.scores.result import Scores
 from scaletrain.tasks.task import Evaluated, Prediction, Sums
 
 
@@ -51,7 +52,7 @@ class Kind(Protocol):
     @property
     def metric_names(self) -> Sequence[str]: ...
 
-    def metrics(self, sums: Mapping[str, float], predictions: Sequence[Prediction]) -> dict[str, float]: ...
+    def metrics(self, sums: Mapping[str, float], predictions: Sequence[Prediction]) -> Scores: ...
 
     def describe(self) -> list[str]:
         """What is learned, in lines for a person."""

@@ -14,6 +14,7 @@ from scaletrain.model.checkpointing import apply_activation_checkpointing
 from scaletrain.model.gpt import GPT
 from scaletrain.model.hf import load_weights
 from scaletrain.model.init import Gather, init_parameters
+from scaletrain.tasks.scores.result import Scores
 from scaletrain.tasks.task import Evaluated, Prediction, Sums
 
 
@@ -81,13 +82,13 @@ class PretrainTask:
     def evaluate(self, model: nn.Module, batch: Batch) -> Evaluated:
         return Evaluated(self.loss_sums(model, batch))
 
-    def metrics(self, sums: Mapping[str, float], predictions: Sequence[Prediction] = ()) -> dict[str, float]:
+    def metrics(self, sums: Mapping[str, float], predictions: Sequence[Prediction] = ()) -> Scores:
         """Mean loss in nats a token, perplexity, and bits per byte of the original text.
 
         Bits per byte compares models of different tokenizers: total bits over the UTF-8 bytes that the evaluated tokens
         stand for (the split's bytes a token where only a part of it was evaluated).
         """
-        return text_metrics(sums["loss"], sums["items"], self.data.bytes_per_target())
+        return Scores(text_metrics(sums["loss"], sums["items"], self.data.bytes_per_target()))
 
 
 def text_metrics(loss_sum: float, items: float, bytes_per_item: float | None) -> dict[str, float]:

@@ -23,7 +23,8 @@ from scaletrain.data.text_tokenizer import need_chat_template
 from scaletrain.model.network import Head, Network
 from scaletrain.tasks.generation import write_answers
 from scaletrain.tasks.kind import Encoded
-from scaletrain.tasks.scores import text as text_scores
+from scaletrain.tasks.scores.result import Scores, merged
+from scaletrain.tasks.scores.text import check_text_metrics, text_names, text_scores
 from scaletrain.tasks.task import Evaluated, Prediction, Sums
 
 
@@ -34,6 +35,7 @@ class Sft:
 
     def __init__(self, task: TaskSection, data: FinetuneData, tokenizer: Any) -> None:
         need_chat_template(tokenizer)
+        check_text_metrics(task.generate.metrics, task.generate.tokenizer)
         self.task, self.data, self.tokenizer = task, data, tokenizer
         self._conversations: list[Conversation] = []  # of the validation split, where answers are written
 
@@ -125,15 +127,15 @@ class Sft:
 
     @property
     def metric_names(self) -> Sequence[str]:
-        return ("loss", "perplexity", *text_scores.names(self.task.generate.metrics))
+        return ("loss", "perplexity", *text_names(self.task.generate.metrics))
 
-    def metrics(self, sums: Mapping[str, float], predictions: Sequence[Prediction]) -> dict[str, float]:
+    def metrics(self, sums: Mapping[str, float], predictions: Sequence[Prediction]) -> Scores:
         loss = sums["loss"] / max(sums["items"], 1)
-        found = {"loss": loss, "perplexity": math.exp(loss) if loss < 700 else math.inf}
-        if predictions:
-            said, right = ([one[key] for one in predictions] for key in ("predicted", "reference"))
-            found |= text_scores.scores(said, right, self.task.generate.metrics)
-        return found
+        found = Scores({"loss": loss, "perplexity": math.exp(loss) if loss < 700 else math.inf})
+        said, wanted = [one["predicted"] for one in predictions], self.task.generate
+        return merged(
+            found, text_scores(said, [[one["reference"]] for one in predictions], wanted.metrics, wanted.tokenizer)
+        )
 
     def describe(self) -> list[str]:
         told = f", {' and '.join(self.task.generate.metrics)} of written answers" if self.task.generate.metrics else ""

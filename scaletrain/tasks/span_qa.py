@@ -16,7 +16,8 @@ from scaletrain.data.shards import Split
 from scaletrain.errors import DataError
 from scaletrain.model.network import Head, Network
 from scaletrain.tasks.kind import Encoded
-from scaletrain.tasks.scores import squad
+from scaletrain.tasks.scores.result import Scores, merged
+from scaletrain.tasks.scores.squad import SQUAD_NAMES, squad
 from scaletrain.tasks.task import Evaluated, Prediction, Sums
 
 _NOWHERE = 0  # the token that stands for "no answer here": the first
@@ -132,7 +133,7 @@ class SpanQa:
 
     @property
     def metric_names(self) -> Sequence[str]:
-        return ("loss", *squad.NAMES)
+        return ("loss", *SQUAD_NAMES)
 
     def answers(self, predictions: Sequence[Prediction]) -> dict[int, str]:
         """Example -> its answer: of all rows' spans the best, or nothing where that scores too little more."""
@@ -150,11 +151,11 @@ class SpanQa:
             found[number] = self._examples[number].values["context"][first:last] if is_answered else ""
         return found
 
-    def metrics(self, sums: Mapping[str, float], predictions: Sequence[Prediction]) -> dict[str, float]:
+    def metrics(self, sums: Mapping[str, float], predictions: Sequence[Prediction]) -> Scores:
         answers = self.answers(predictions)
         references = [[text for text, _ in self._examples[number].values["answers"]] for number in sorted(answers)]
-        found = squad.scores([answers[number] for number in sorted(answers)], references)
-        return {"loss": sums["loss"] / max(sums["items"], 1), **found}
+        found = squad([answers[number] for number in sorted(answers)], references)
+        return merged(Scores({"loss": sums["loss"] / max(sums["items"], 1)}), found)
 
     def describe(self) -> list[str]:
         return [f"task    the answer's place in a text, at most {self.task.max_answer_tokens} tokens"]

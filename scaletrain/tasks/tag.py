@@ -18,8 +18,10 @@ from scaletrain.data.shards import Split
 from scaletrain.model.network import Head, Network
 from scaletrain.tasks.crf import CRF, forbidden_in_bio
 from scaletrain.tasks.kind import Encoded
-from scaletrain.tasks.scores import entities
+from scaletrain.tasks.scores.entities import entities, entity_names, word_tag_names, word_tags
+from scaletrain.tasks.scores.result import Scores, merged
 from scaletrain.tasks.task import Evaluated, Prediction, Sums
+from scaletrain.tasks.windows import owners
 
 
 class Tag:
@@ -31,7 +33,7 @@ class Tag:
     def __init__(self, task: TaskSection, data: FinetuneData, tokenizer: Any, labels: Sequence[str]) -> None:
         self.task, self.data, self.tokenizer, self.labels = task, data, tokenizer, tuple(labels)
         self._numbers = {label: number for number, label in enumerate(self.labels)}
-        self.is_bio = entities.is_bio(self.labels) if data.tag_scheme == "auto" else data.tag_scheme == "bio"
+        self.is_bio = is_bio(self.labels) if data.tag_scheme == "auto" else data.tag_scheme == "bio"
         self._forbidden = forbidden_in_bio(self.labels) if self.is_bio else None
         self._examples: Sequence[Example] = ()  # of the validation split
 
@@ -70,7 +72,8 @@ class Tag:
         return Encoded(rows, notes)
 
     def _rows(self, number: int, windows: Sequence["_Window"], tags: Sequence[int]) -> Iterator[Row]:
-        own = _owners([[word for word, _ in window.firsts] for window in windows])
+        spans = [(window.firsts[0][0], window.firsts[-1][0] + 1) for window in windows if window.firsts]
+        own = owners(spans, max((end for _, end in spans), default=0))
         for place, window in enumerate(windows):
             yield {
                 "input_ids": window.ids,
@@ -122,8 +125,8 @@ class Tag:
         places_BW1 = batch["places"].unsqueeze(2).expand(-1, -1, logits_BTC.shape[2])
         words_BWC, is_word_BW = logits_BTC.gather(1, places_BW1), tags_BW != IGNORED
         if isinstance(network.extra, CRF):
-            loss = network.extra.negative_log_likelihood(words_BWC, tags_BW.clamp_min(0), is_word_BW).sum()
-            said = [] if network.training else network.extra.decode(words_BWC, is_word_BW, self._forbidden)
+            loss = network.extra(words_BWC, is_word_BW, tags_BW.clamp_min(0)).sum()
+            said = [] if network.training else network.extra(words_BWC, is_word_BW, None, self._forbidden)
             return {"loss": loss, "items": is_word_BW.sum()}, said
         if "subwords" in batch:
             logits, labels = logits_BTC.flatten(0, 1), batch["subwords"].flatten()
@@ -151,9 +154,9 @@ class Tag:
 
     @property
     def metric_names(self) -> Sequence[str]:
-        return ("loss", *entities.names(self.labels, self.is_bio))
+        return ("loss", *(entity_names if self.is_bio else word_tag_names)(self.labels))
 
-    def metrics(self, sums: Mapping[str, float], predictions: Sequence[Prediction]) -> dict[str, float]:
+    def metrics(self, sums: Mapping[str, float], predictions: Sequence[Prediction]) -> Scores:
         """By sentence, over the words that have a prediction."""
         said: dict[int, dict[int, str]] = {}
         for prediction in predictions:
@@ -163,8 +166,8 @@ class Tag:
             tags = self._examples[number].values["tags"]
             right.append([tags[word] for word in sorted(by_word)])
             found.append([by_word[word] for word in sorted(by_word)])
-        scores = entities.scores(right, found) if self.is_bio else entities.word_scores(right, found)
-        return {"loss": sums["loss"] / max(sums["items"], 1), **scores}
+        scores = entities(right, found) if self.is_bio else word_tags(right, found, self.labels)
+        return merged(Scores({"loss": sums["loss"] / max(sums["items"], 1)}), scores)
 
     def describe(self) -> list[str]:
         head = "a linear-chain CRF" if self.task.crf else "a softmax a word"
@@ -193,12 +196,6 @@ def _runs(numbers: Sequence[int]) -> Iterator[tuple[int, int, int]]:
             first = at
 
 
-def _owners(windows: Sequence[Sequence[int]]) -> dict[int, int]:
-    """For each word the window, of those that hold it, in which it is furthest from an end."""
-    best: dict[int, tuple[int, int]] = {}
-    for number, words in enumerate(windows):
-        for at, word in enumerate(words):
-            margin = min(at, len(words) - 1 - at)
-            if word not in best or margin > best[word][0]:
-                best[word] = margin, number
-    return {word: number for word, (_, number) in best.items()}
+def is_bio(labels: Sequence[str]) -> bool:
+    """Whether all labels are O, B-X or I-X, as tags of entities are."""
+    return all(label == "O" or label[:2] in ("B-", "I-") for label in labels) and len(set(labels) - {"O"}) > 0

@@ -9,6 +9,7 @@ from torch import nn
 from scaletrain.data.rows import Batch, Rows
 from scaletrain.data.shards import Split
 from scaletrain.model.init import Gather
+from scaletrain.tasks.scores.result import Scores
 
 Sums = dict[str, torch.Tensor]  # "loss" and "items", and whatever else the task's metrics need; scalars
 Prediction = dict[str, Any]  # what a model said of one row, for JSON; "row" is its number
@@ -59,7 +60,7 @@ class Task(Protocol):
         """What `metrics` may tell."""
         ...
 
-    def metrics(self, sums: Mapping[str, float], predictions: Sequence[Prediction]) -> dict[str, float]:
+    def metrics(self, sums: Mapping[str, float], predictions: Sequence[Prediction]) -> Scores:
         """Metrics of an evaluation from its sums over all batches and ranks, and the predictions of every row once,
         in the order of their numbers."""
         ...
