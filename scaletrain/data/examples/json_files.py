@@ -18,9 +18,9 @@ def read_jsonl(path: str, data: FinetuneData) -> Iterator[Record | Fault]:
     for number, text, problem in read_lines(path):
         if problem:
             yield Fault(f"{path}:{number}", problem)
-        elif text.strip():
+        elif line := text.strip():
             try:
-                yield _record(json.loads(text), f"{path}:{number}")
+                yield _record(json.loads(line), f"{path}:{number}")
             except json.JSONDecodeError as error:
                 yield Fault(f"{path}:{number}", f"no JSON ({error.msg}, column {error.colno})")
             except (ValueError, RecursionError) as error:  # a number of too many digits, too many brackets

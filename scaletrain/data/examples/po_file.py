@@ -11,6 +11,7 @@ from scaletrain.data.examples.text_file import read_lines
 
 _QUOTED = r'"(?:[^"\\]|\\.)*"'
 _LINE = re.compile(rf"(?:(msgctxt|msgid_plural|msgid|msgstr(?:\[\d+\])?)\s*)?({_QUOTED})")
+_START = re.compile(r"#|(?:msgctxt|msgid)\b")
 _ESCAPE = re.compile(r"\\(.)")
 _ESCAPED = {"n": "\n", "t": "\t", "r": "\r"}
 
@@ -36,10 +37,10 @@ def read_po(path: str, data: FinetuneData) -> Iterator[Record | Fault]:
     entry = _Entry()
     for number, line, problem in read_lines(path):
         text = line.strip()
-        if entry.is_whole and text.startswith(("#", "msgctxt", "msgid ", 'msgid"')):
+        if entry.is_whole and _START.match(text):
             yield from _records(entry, path)
             entry = _Entry()
-        if text.startswith("#~") or (not text and not entry.texts):
+        if text.startswith("#~") or not (text or entry.texts or entry.problem):
             entry = _Entry()  # a flag belongs to what follows at once; behind #~ stand entries that are out of use
         elif text.startswith("#,"):
             entry.is_fuzzy = entry.is_fuzzy or "fuzzy" in re.split(r"[\s,]+", text)
@@ -54,8 +55,8 @@ def _add_line(entry: _Entry, text: str, number: int, problem: str) -> None:
     if problem or not found or not keyword:
         entry.problem, entry.line = problem or "no line of a .po file", number
         return
-    if keyword == "msgid" and not entry.line:
-        entry.line = number
+    if keyword == "msgid" or not entry.texts:
+        entry.line = entry.line if keyword in entry.texts else number
     entry.keyword = keyword
     entry.texts[keyword] = entry.texts.get(keyword, "") + _ESCAPE.sub(_unescape, found[2][1:-1])
 

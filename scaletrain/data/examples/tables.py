@@ -3,7 +3,6 @@
 import csv
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from scaletrain.config.finetune_schema import FinetuneData
 from scaletrain.data.examples.example import Fault
@@ -18,15 +17,14 @@ _ROWS = 1024  # rows of parquet in memory at once, beside the examples
 def read_csv(path: str, data: FinetuneData) -> Iterator[Record | Fault]:
     """A row a record; a place is the line where the row begins."""
     del data  # as the other readers
-    return _read_rows(path, ",", csv.QUOTE_MINIMAL)
+    return _read_rows(path, ",", is_quoted=True)
 
 
 def read_tsv(path: str, data: FinetuneData) -> Iterator[Record | Fault]:
     """As CSV, with tabs. Some tools quote cells, some write quotes as they are: what gives fewer faults is right."""
     del data
-    faults = _count_faults(path, csv.QUOTE_MINIMAL)
-    is_quoted = not faults or faults <= _count_faults(path, csv.QUOTE_NONE)
-    return _read_rows(path, "\t", csv.QUOTE_MINIMAL if is_quoted else csv.QUOTE_NONE)
+    faults = _count_faults(path, is_quoted=True)
+    return _read_rows(path, "\t", is_quoted=not faults or faults <= _count_faults(path, is_quoted=False))
 
 
 def read_parquet(path: str, data: FinetuneData) -> Iterator[Record | Fault]:
@@ -45,14 +43,19 @@ def read_parquet(path: str, data: FinetuneData) -> Iterator[Record | Fault]:
         raise DataError(f"{path} is no parquet file or damaged ({reason}): copy it again") from error
 
 
-def _count_faults(path: str, quoting: int) -> int:
-    return sum(isinstance(found, Fault) for found in _read_rows(path, "\t", quoting))
+def _count_faults(path: str, is_quoted: bool) -> int:
+    return sum(isinstance(found, Fault) for found in _read_rows(path, "\t", is_quoted))
 
 
-def _read_rows(path: str, delimiter: str, quoting: int) -> Iterator[Record | Fault]:
+def _read_rows(path: str, delimiter: str, is_quoted: bool) -> Iterator[Record | Fault]:
     csv.field_size_limit(MAX_DOCUMENT)
     bad: set[int] = set()
-    rows = csv.reader(_texts(path, bad), delimiter=delimiter, quoting=quoting, strict=True)
+    rows = csv.reader(
+        _texts(path, bad),
+        delimiter=delimiter,
+        quoting=csv.QUOTE_MINIMAL if is_quoted else csv.QUOTE_NONE,
+        strict=True,
+    )
     header: list[str] | None = None
     while True:
         first = rows.line_num + 1
@@ -66,10 +69,10 @@ def _read_rows(path: str, delimiter: str, quoting: int) -> Iterator[Record | Fau
             continue
         if not row:
             continue  # a blank line
-        if not bad.isdisjoint(range(first, rows.line_num + 1)):
-            yield Fault(place, NOT_UTF8)
-        elif header is None:
+        if header is None:
             header = _header(row, path)
+        elif not bad.isdisjoint(range(first, rows.line_num + 1)):
+            yield Fault(place, NOT_UTF8)
         elif len(row) != len(header):
             yield Fault(place, f"{len(row)} cells, the header has {len(header)}")
         else:
