@@ -8,8 +8,10 @@ import xxhash
 from scaletrain.config.finetune_schema import FinetuneRecipe
 from scaletrain.data.encoded_rows import EncodedRows
 from scaletrain.data.example_data import ExampleData
+from scaletrain.data.examples.example import Example
+from scaletrain.data.examples.hold_out import hold_out
 from scaletrain.data.examples.labels import check_labels, class_counts, label_set
-from scaletrain.data.examples.reading import Example, hold_out, read_examples
+from scaletrain.data.examples.read import read_examples
 from scaletrain.data.text_tokenizer import saver
 from scaletrain.errors import DataError
 from scaletrain.tasks.classify import Classify
@@ -22,7 +24,8 @@ from scaletrain.tasks.tag import Tag
 def open_examples(recipe: FinetuneRecipe, tokenizer: Any) -> tuple[Kind, ExampleData]:
     """The kind of task with its labels, and the rows of both splits. DataError for examples at fault."""
     train, validation, notes = _splits(recipe)
-    kind = make_kind(recipe, tokenizer, train, validation)
+    labels = _labels(recipe, train, validation)
+    kind = make_kind(recipe, tokenizer, labels, _class_weights(recipe, train, labels))
     encoded = {"train": kind.encode(train, "train"), "validation": kind.encode(validation, "validation")}
     for split, found in encoded.items():
         notes += [f"{split}: {note}" for note in found.notes]
@@ -54,12 +57,13 @@ def _splits(recipe: FinetuneRecipe) -> tuple[Sequence[Example], Sequence[Example
     """Examples to train on and to evaluate, and what was wrong with others."""
     data, task = recipe.data, recipe.task
     read = read_examples(data.train, data, task, "data.train")
-    notes = [f"train: {line}" for line in read.check(data.on_fault)]
-    train, validation = read.kept, []
+    notes = read.check(data.on_fault)
+    train: Sequence[Example] = read.kept
+    validation: Sequence[Example] = ()
     if data.validation is not None:
         held = read_examples(data.validation, data.model_copy(update={"max_examples": None}), task, "data.validation")
-        notes += [f"validation: {line}" for line in held.check(data.on_fault)]
-        validation = list(held.kept)
+        notes += held.check(data.on_fault)
+        validation = held.kept
     elif data.validation_share is not None:
         train, validation = hold_out(train, data.validation_share, recipe.seed)
         if not train or not validation:
@@ -70,19 +74,27 @@ def _splits(recipe: FinetuneRecipe) -> tuple[Sequence[Example], Sequence[Example
     return train, validation, notes
 
 
-def make_kind(recipe: FinetuneRecipe, tokenizer: Any, train: Sequence[Example], validation: Sequence[Example]) -> Kind:
-    """The recipe's kind, with the labels of its examples. DataError when validation has others."""
+def make_kind(
+    recipe: FinetuneRecipe, tokenizer: Any, labels: Sequence[str], weights: Sequence[float] | None = None
+) -> Kind:
+    """The recipe's kind of task; `weights`: of the examples of each label."""
     task, data = recipe.task, recipe.data
     if task.kind == "sft":
         return Sft(task, data, tokenizer)
     if task.kind == "span_qa":
         return SpanQa(task, data, tokenizer)
-    labels = () if task.regression else label_set(train, task)
-    if not task.regression:
-        check_labels(labels, validation)
     if task.kind == "tag":
         return Tag(task, data, tokenizer, labels)
-    return Classify(task, data, tokenizer, labels, _class_weights(recipe, train, labels))
+    return Classify(task, data, tokenizer, labels, weights)
+
+
+def _labels(recipe: FinetuneRecipe, train: Sequence[Example], validation: Sequence[Example]) -> tuple[str, ...]:
+    """Those of the training examples. DataError when validation has others."""
+    if recipe.task.kind in ("sft", "span_qa") or recipe.task.regression:
+        return ()
+    labels = label_set(train, recipe.task)
+    check_labels(labels, validation)
+    return labels
 
 
 def _class_weights(recipe: FinetuneRecipe, train: Sequence[Example], labels: Sequence[str]) -> list[float] | None:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from scaletrain.assemble.examples import open_examples
+from scaletrain.assemble.finetuned import write_trained_adapter
 from scaletrain.assemble.settle import DTYPES, Launch, Settled, settle_launch
 from scaletrain.cluster.env import read_world
 from scaletrain.config.deepspeed import settle, zero_stage
@@ -20,13 +21,13 @@ from scaletrain.config.problems import raise_problems
 from scaletrain.data.example_data import ExampleData
 from scaletrain.data.run_data import RunData
 from scaletrain.data.text_tokenizer import load_text_tokenizer
+from scaletrain.engine.checkpoint import Found
 from scaletrain.errors import ConfigError
 from scaletrain.model.adapters import need_peft
 from scaletrain.model.count import short_count
 from scaletrain.model.network import build_network, find_model, folder_print, longest_row, read_config
 from scaletrain.tasks.finetune import Finetune
 from scaletrain.tasks.kind import Kind
-from scaletrain.tasks.task import Task
 
 
 @dataclass(frozen=True)
@@ -99,9 +100,16 @@ class Finetuning:
         name, total = self.recipe.model.path, short_count(self.parameters[0])
         return [f"model   {name}: {self.config.model_type}, {total} parameters; {how}", *self.kind.describe()]
 
-    def task(self, data: RunData) -> Task:
+    def task(self, data: RunData) -> Finetune:
         assert isinstance(data, ExampleData)
         return Finetune(self.recipe, self.kind, self.config, self.folder, self.dtype, data)
+
+    def finish(self, run: Path, found: Found) -> list[str]:
+        if self.recipe.adapter.kind == "none":
+            return []
+        folder = run / "adapter"
+        write_trained_adapter(self.task(self.data), found, folder)
+        return [f"adapter {folder}: read back and compared with the checkpoint"]
 
     def next_steps(self, run: str) -> str:
         return f"scaletrain export {run} OUT_DIR   scaletrain evaluate OUT_DIR --data FILE"

@@ -1,9 +1,11 @@
 """What is trained on what: the seam between a launch and the two kinds of work that it can do."""
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, Protocol
 
 from scaletrain.data.run_data import RunData
+from scaletrain.engine.checkpoint import Found
 from scaletrain.tasks.task import Task
 
 
@@ -45,6 +47,10 @@ class Job(Protocol):
 
     def task(self, data: RunData) -> Task:
         """`data`: the job's own, numbered as the run has it."""
+        ...
+
+    def finish(self, run: Path, found: Found) -> list[str]:
+        """What is written when the run is at its end, from its last checkpoint; lines to tell. First rank only."""
         ...
 
     def next_steps(self, run: str) -> str:

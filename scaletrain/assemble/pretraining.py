@@ -16,6 +16,7 @@ from scaletrain.data.live.text import LiveText, open_live_text
 from scaletrain.data.run_data import RunData
 from scaletrain.data.tokenizer import load_tokenizer
 from scaletrain.data.training_data import TrainingData, open_training_data
+from scaletrain.engine.checkpoint import Found
 from scaletrain.errors import ConfigError, DataError
 from scaletrain.model.count import checkpoint_bytes, count_parameters, flops_per_token, short_count
 from scaletrain.model.hf import architecture_from_hf
@@ -74,6 +75,10 @@ class Pretraining:
             init_from=Path(self.recipe.model.init_from) if self.recipe.model.init_from else None,
             activation_checkpointing=self.recipe.train.activation_checkpointing,
         )
+
+    def finish(self, run: Path, found: Found) -> list[str]:
+        del run, found  # its checkpoint is all that it leaves
+        return []
 
     def next_steps(self, run: str) -> str:
         return f'scaletrain generate {run} --prompt "..."   scaletrain export {run} OUT_DIR'

@@ -1,18 +1,24 @@
 """`scaletrain export`: a run or a checkpoint as a Hugging Face folder."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from scaletrain.commands.model_source import DTYPES, is_hugging_face, read_trained
+from scaletrain.commands.model_source import DTYPES, find_source, is_hugging_face, read_trained
 from scaletrain.errors import ConfigError
+
+if TYPE_CHECKING:
+    from scaletrain.engine.checkpoint import Found
 
 
 def export(
     source: Annotated[Path, typer.Argument(help="Run folder (its newest checkpoint) or checkpoint folder")],
     output: Annotated[Path, typer.Argument(help="Folder to write: config, safetensors, tokenizer")],
     dtype: Annotated[str, typer.Option(help=f"Type of the weights: {', '.join(DTYPES)}")] = "bfloat16",
+    adapter: Annotated[
+        bool, typer.Option("--adapter", help="Of a fine-tuning run: its adapter alone, for PEFT")
+    ] = False,
     overwrite: Annotated[bool, typer.Option(help="Replace OUTPUT if it exists")] = False,
 ) -> None:
     """Write a Hugging Face folder that transformers, vLLM, llama.cpp's converter and `scaletrain` load."""
@@ -26,10 +32,17 @@ def export(
         raise ConfigError(f"{output} exists: choose another folder or add --overwrite")
     import torch
 
+    from scaletrain.assemble.finetuned import is_finetuned
     from scaletrain.data.tokenizer import load_tokenizer
     from scaletrain.model.hf import write_folder
 
-    trained = read_trained(source)
+    found = find_source(source)
+    if is_finetuned(found):
+        _export_finetuned(found, output, dtype, adapter=adapter)
+        return
+    if adapter:
+        raise ConfigError(f"{source} is a pretraining run, which has no adapter: leave out --adapter")
+    trained = read_trained(found)
     write_folder(
         output,
         trained.architecture,
@@ -40,3 +53,19 @@ def export(
     )
     size = sum(p.stat().st_size for p in output.iterdir())
     print(f"{output}: step {trained.step:,}, {trained.architecture.family}, {dtype}, {size / 1e6:,.1f} MB")
+
+
+def _export_finetuned(found: "Found", output: Path, dtype: str, *, adapter: bool) -> None:
+    import torch
+
+    from scaletrain.assemble.finetuned import open_finetuned, write_adapter_folder, write_finetuned
+
+    if adapter:
+        write_adapter_folder(output, found)
+    else:
+        write_finetuned(output, open_finetuned(found), getattr(torch, dtype))
+    size = sum(p.stat().st_size for p in output.iterdir())
+    what = "adapter" if adapter else dtype
+    print(
+        f"{output}: step {found.state.step:,}, {found.manifest['recipe']['task']['kind']}, {what}, {size / 1e6:,.1f} MB"
+    )

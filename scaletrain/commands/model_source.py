@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
     from scaletrain.config.architecture import Architecture
     from scaletrain.data.tokenizer import Tokenizer
+    from scaletrain.engine.checkpoint import Found
 
 DTYPES = ("float32", "bfloat16", "float16")
 
@@ -37,12 +38,11 @@ class Loaded:
     context: int
 
 
-def read_trained(path: Path) -> Trained:
-    """The weights of a run's newest checkpoint, of a checkpoint folder or of RUN/checkpoints/best; CheckpointError when
-    there is none."""
-    from scaletrain.config.architecture import Architecture
+def find_source(path: Path) -> "Found":
+    """A run's newest checkpoint, a checkpoint folder or RUN/checkpoints/best, verified; CheckpointError when there is
+    none."""
     from scaletrain.engine.checkpoint import BEST
-    from scaletrain.engine.weights import find_checkpoint, read_weights
+    from scaletrain.engine.weights import find_checkpoint
 
     if not path.is_dir() and path.name != BEST:
         raise CheckpointError(f"{path} is not a folder: give a run, a checkpoint or a Hugging Face folder")
@@ -50,6 +50,15 @@ def read_trained(path: Path) -> Trained:
     tokenizer = found.folder.parent.parent / "tokenizer"
     if not tokenizer.is_dir():
         raise CheckpointError(f"{tokenizer} is missing: keep a checkpoint inside its run folder")
+    return found
+
+
+def read_trained(found: "Found") -> Trained:
+    """The weights of a pretraining run's checkpoint."""
+    from scaletrain.config.architecture import Architecture
+    from scaletrain.engine.weights import read_weights
+
+    tokenizer = found.folder.parent.parent / "tokenizer"
     return Trained(Architecture(**found.manifest["model"]), read_weights(found), tokenizer, found.state.step)
 
 
@@ -71,6 +80,7 @@ def load_model(path: Path, dtype: str | None) -> Loaded:
     import torch
     from transformers.utils import logging as transformers_logging
 
+    from scaletrain.assemble.finetuned import is_finetuned, merged_model, open_finetuned
     from scaletrain.data.tokenizer import load_tokenizer
     from scaletrain.model.hf import to_hf_model
 
@@ -82,8 +92,16 @@ def load_model(path: Path, dtype: str | None) -> Loaded:
     if is_hugging_face(path):
         tokenizer = load_tokenizer(path)
         model = _load_hugging_face(path, wanted)
+    elif is_finetuned(found := find_source(path)):
+        finetuned = open_finetuned(found, wanted)
+        if finetuned.recipe.task.kind != "sft":
+            kind = finetuned.recipe.task.kind
+            raise CheckpointError(f"{path} was fine-tuned for task.kind={kind}, it writes no text: give an sft model")
+        tokenizer = load_tokenizer(found.folder.parent.parent / "tokenizer")
+        model = merged_model(finetuned.network.model)
+        model.config.use_cache = True
     else:
-        trained = read_trained(path)
+        trained = read_trained(found)
         tokenizer = load_tokenizer(trained.tokenizer_dir)
         model = to_hf_model(trained.architecture, trained.weights, dtype=wanted, eos_id=tokenizer.eos_id)
     context = int(model.config.max_position_embeddings)

@@ -145,6 +145,7 @@ def _train_held(settled: "Settled", findings: "Sequence[Finding]", terminal: "Te
     from scaletrain.assemble.settle import measure_peak
     from scaletrain.assemble.start import start_run
     from scaletrain.cluster.doctor.finding import lines
+    from scaletrain.runtime.dist import together
     from scaletrain.runtime.leftovers import describe_leftovers
     from scaletrain.runtime.op_folder import use_built_ops
 
@@ -160,11 +161,23 @@ def _train_held(settled: "Settled", findings: "Sequence[Finding]", terminal: "Te
         stopped = trainer.run()
     finally:
         trainer.records.close()
+    if stopped is None:
+        with together():
+            for line in _finish(settled, trainer) if settled.world.is_first else ():
+                trainer.records.say(line)
     for line in farewell(trainer, settled, stopped):
         trainer.records.say(line)
     if stopped and (trainer.stop.obeyed_file or _is_last_wanted(trainer)):
         report_wish(stopped)
     return EXIT_STOPPED if stopped else 0
+
+
+def _finish(settled: "Settled", trainer: "Trainer") -> list[str]:
+    """What the job leaves beside its last checkpoint."""
+    from scaletrain.engine.checkpoint import Found, read_manifest, step_folder
+
+    folder = step_folder(trainer.saver.root, trainer.state.step)
+    return settled.job.finish(Path(settled.recipe.run.dir), Found(folder, read_manifest(folder)))
 
 
 def _end_with_crash(error: Exception, line: "Lifeline", settled: "Settled", terminal: "Terminal") -> int:

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple, Protocol
 from torch import nn
 
 from scaletrain.data.encoded_rows import Row
-from scaletrain.data.examples.reading import Example
+from scaletrain.data.examples.example import Example
 from scaletrain.data.rows import Batch
 from scaletrain.data.shards import Split
 from scaletrain.model.network import Head

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from scaletrain.config.finetune_schema import FinetuneData, TaskSection
 from scaletrain.data.encoded_rows import Row, padded
-from scaletrain.data.examples.reading import Example
+from scaletrain.data.examples.example import Example
 from scaletrain.data.rows import IGNORED, Batch
 from scaletrain.data.shards import Split
 from scaletrain.model.network import Head, Network

@@ -1,0 +1,151 @@
+"""A fine-tuned model again: from a run's checkpoint, or from the folder that was exported of it."""
+
+import json
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from scaletrain.assemble.examples import make_kind
+from scaletrain.config.finetune_schema import FinetuneRecipe
+from scaletrain.data.text_tokenizer import load_text_tokenizer
+from scaletrain.engine.checkpoint import Found
+from scaletrain.engine.weights import read_weights
+from scaletrain.errors import CheckpointError, ConfigError
+from scaletrain.model.adapters import add_adapter, write_adapter
+from scaletrain.model.init import whole_parameter
+from scaletrain.model.network import Network, build_network, find_model, read_config
+from scaletrain.tasks.finetune import Finetune
+
+RECORD = "scaletrain.json"  # in an exported folder: the recipe and the labels
+EXTRA = "scaletrain_extra.safetensors"  # what a task adds to the transformers model
+
+
+@dataclass(frozen=True)
+class Finetuned:
+    """A task, its model with trained weights on the CPU in evaluation mode, and its tokenizer."""
+
+    task: Finetune
+    network: Network
+    tokenizer: Any
+    recipe: FinetuneRecipe
+    labels: tuple[str, ...]
+
+
+def is_finetuned(found: Found) -> bool:
+    return "task" in found.manifest["recipe"]
+
+
+def open_finetuned(found: Found, dtype: torch.dtype = torch.float32) -> Finetuned:
+    """From a checkpoint: the base model of the recipe with what was trained of it. CheckpointError when the base model
+    is not there any more, or is another."""
+    recipe = FinetuneRecipe.model_validate(found.manifest["recipe"])
+    tokenizer_folder = found.folder.parent.parent / "tokenizer"
+    labels = tuple(found.manifest["model"].get("labels") or ())
+    try:
+        folder = find_model(recipe.model.path, recipe.model.revision)
+    except ConfigError as error:
+        raise CheckpointError(f"{found.folder} needs the model that it was trained from: {error}") from error
+    task, tokenizer = _task(recipe, labels, folder, tokenizer_folder, dtype)
+    network = task.build_model()
+    assert isinstance(network, Network)
+    task.initialise(network, whole_parameter)
+    parameters = dict(network.named_parameters())
+    with torch.no_grad():
+        for name, tensor in read_weights(found).items():
+            if name in parameters:
+                parameters[name].copy_(tensor)
+    return Finetuned(task, network.eval(), tokenizer, recipe, labels)
+
+
+def read_exported(folder: Path, dtype: torch.dtype = torch.float32) -> Finetuned:
+    """From an exported folder. CheckpointError when its record cannot be read."""
+    try:
+        record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
+        recipe = FinetuneRecipe.model_validate(record["recipe"])
+        labels = tuple(record["labels"])
+    except (OSError, ValueError, KeyError) as error:
+        raise CheckpointError(f"{folder / RECORD} cannot be read ({error}): export the run again") from error
+    whole = recipe.model.model_copy(update={"path": str(folder), "freeze": "none", "tokenizer": None})
+    recipe = recipe.model_copy(update={"model": whole, "adapter": type(recipe.adapter)()})
+    task, tokenizer = _task(recipe, labels, folder, folder, dtype)
+    network = task.build_model()
+    assert isinstance(network, Network)
+    task.initialise(network, whole_parameter)
+    if network.extra is not None:
+        network.extra.load_state_dict(load_file(folder / EXTRA))
+    return Finetuned(task, network.eval(), tokenizer, recipe, labels)
+
+
+def _task(
+    recipe: FinetuneRecipe, labels: tuple[str, ...], folder: Path, tokenizer_folder: Path, dtype: torch.dtype
+) -> tuple[Finetune, Any]:
+    given = recipe.model.model_copy(update={"tokenizer": str(tokenizer_folder), "chat_template": None})
+    tokenizer = load_text_tokenizer(given, folder)
+    kind = make_kind(recipe, tokenizer, labels)
+    config = read_config(folder, kind.config(), recipe.model.dropout)
+    return Finetune(recipe, kind, config, folder, dtype), tokenizer
+
+
+def merged_model(model: Any) -> Any:
+    """The transformers model with its adapter, if any, added to the weights."""
+    if not hasattr(model, "peft_config"):
+        return model
+    if not hasattr(model.base_model, "merge_and_unload"):
+        raise ConfigError("adapter.kind=prompt_tuning adds no weights that could be merged: export it with --adapter")
+    return model.merge_and_unload(safe_merge=True)
+
+
+def write_finetuned(folder: Path, model: Finetuned, dtype: torch.dtype) -> None:
+    """Writes what AutoModelFor... and AutoTokenizer load, with the record that `scaletrain evaluate` reads.
+
+    Under a temporary name first, then renamed.
+    """
+    partial = folder.with_name(f".{folder.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    whole = merged_model(model.network.model).to(dtype)
+    whole.config.use_cache = True
+    whole.save_pretrained(partial)
+    model.tokenizer.save_pretrained(partial)
+    if model.network.extra is not None:
+        save_file(model.network.extra.state_dict(), partial / EXTRA)
+    record = {"recipe": model.recipe.model_dump(mode="json"), "labels": list(model.labels)}
+    (partial / RECORD).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    shutil.rmtree(folder, ignore_errors=True)
+    partial.rename(folder)
+
+
+def write_trained_adapter(task: Finetune, found: Found, folder: Path) -> None:
+    """Writes the adapter of a checkpoint as a PEFT folder and compares what can be read of it."""
+    with torch.device("meta"):
+        model = build_network(task.config, task.kind.head, torch.float32).model
+        wrapped = add_adapter(model, task.recipe.adapter, task.kind.head, task.recipe.seed, task.folder)
+    trained, extra = _split(read_weights(found), "model."), _split(read_weights(found), "extra.")
+    partial = folder.with_name(f".{folder.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    write_adapter(partial, wrapped, trained, task.recipe.model.path)
+    if extra:
+        save_file(extra, partial / EXTRA)
+    shutil.rmtree(folder, ignore_errors=True)
+    partial.rename(folder)
+
+
+def _split(weights: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): tensor for name, tensor in weights.items() if name.startswith(prefix)}
+
+
+def write_adapter_folder(folder: Path, found: Found) -> None:
+    """The adapter of a checkpoint alone, with its tokenizer. ConfigError when the run trained none."""
+    recipe = FinetuneRecipe.model_validate(found.manifest["recipe"])
+    if recipe.adapter.kind == "none":
+        raise ConfigError(f"{found.folder} has no adapter, all its weights were trained: export it without --adapter")
+    labels = tuple(found.manifest["model"].get("labels") or ())
+    base = find_model(recipe.model.path, recipe.model.revision)
+    task, tokenizer = _task(recipe, labels, base, found.folder.parent.parent / "tokenizer", torch.float32)
+    write_trained_adapter(task, found, folder)
+    tokenizer.save_pretrained(folder)
