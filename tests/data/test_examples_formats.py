@@ -213,7 +213,7 @@ def test_conll_sentences_end_at_blank_lines(tmp_path: Path) -> None:
 
 
 def test_conll_columns_by_tabs_may_hold_spaces(tmp_path: Path) -> None:
-    found = read(write(tmp_path / "x.conll", "O\tNew York\nO\tis\n"), "tag", columns={"tokens": "-1", "tags": "0"})
+    found = read(write(tmp_path / "x.conll", "O\tNew York\nO\tx\tis\n"), "tag", columns={"tokens": "-1", "tags": "0"})
     assert sentences(found) == [(("New York", "is"), ("O", "O"))]
 
 

@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 
@@ -414,3 +414,15 @@ def test_templates_that_no_record_could_fill(file: Path, prompt: str, response: 
     with pytest.raises(ConfigError) as error:
         read(file, [{"a": "x", "b": "y"}], "sft", {"prompt": prompt, "response": response})
     assert str(error.value) == line
+
+
+# the guide
+
+
+@pytest.mark.parametrize("kind", get_args(TaskKind))
+def test_the_records_of_the_guide_are_read(file: Path, kind: TaskKind) -> None:
+    guide = Path(__file__).parents[2].joinpath("docs", "finetune-data.md").read_text(encoding="utf-8")
+    section = guide.partition(f"### {kind}\n")[2].partition("\n#")[0]
+    records = [json.loads(line) for line in section.splitlines() if line.startswith("{")]
+    assert records
+    assert not read(file, records, kind, {"tag_scheme": "bio"}).faults
