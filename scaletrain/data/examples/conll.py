@@ -14,7 +14,7 @@ Column = int
 
 
 def read_conll(path: str, data: FinetuneData) -> Iterator[Record | Fault]:
-    """Columns divided by tabs or spaces, the same number in each line; by default the first and the last one count."""
+    """Columns divided by tabs, or by spaces (then as many in each line); by default the first and the last count."""
     tokens, tags = (_number(data, field, default) for field, default in (("tokens", "0"), ("tags", "-1")))
     width = 0
 
@@ -22,14 +22,17 @@ def read_conll(path: str, data: FinetuneData) -> Iterator[Record | Fault]:
         nonlocal width
         if text.startswith("-DOCSTART-"):
             return []
-        # Only spaces divide: a token may hold others, such as the ideographic space.
-        cells = text.split("\t") if "\t" in text else [cell for cell in text.split(" ") if cell]
-        width = width or len(cells)
-        if len(cells) != width:
-            return f"{len(cells)} columns, the lines before have {width}"
-        places = [column + width if column < 0 else column for column in (tokens, tags)]
-        if not all(0 <= place < width for place in places) or places[0] == places[1]:
-            return f"{width} columns, and data.columns looks for tokens in {tokens} and tags in {tags}"
+        if "\t" in text:
+            cells = text.split("\t")
+        else:
+            cells = [cell for cell in text.split(" ") if cell]  # a token may hold other spaces, such as U+3000
+            width = width or len(cells)
+            if len(cells) != width:  # `New York LOC`: a space inside a token
+                return f"{len(cells)} columns, the lines before have {width}"
+        count = len(cells)
+        places = [column + count if column < 0 else column for column in (tokens, tags)]
+        if not all(0 <= place < count for place in places) or places[0] == places[1]:
+            return f"{count} columns, and data.columns looks for tokens in {tokens} and tags in {tags}"
         return cells
 
     return _read_sentences(path, data, (tokens, tags), cells_of)

@@ -61,12 +61,11 @@ class Examples:
         by_problem: dict[str, list[str]] = {}
         for fault in self.faults:
             by_problem.setdefault(fault.problem, []).append(fault.place)
-        told = [
-            f"{problem} ({', '.join(places[:_TOLD_PLACES])}{_more(len(places) - _TOLD_PLACES)})"
-            for problem, places in islice(by_problem.items(), _TOLD_PROBLEMS)
-        ]
-        return "; ".join(told) + _more(len(by_problem) - _TOLD_PROBLEMS, " other problems")
-
-
-def _more(count: int, what: str = "") -> str:
-    return f" and {count:,} more{what}" if count > 0 else ""
+        told = []
+        for problem, places in islice(by_problem.items(), _TOLD_PROBLEMS):
+            others = len(places) - _TOLD_PLACES
+            more = f" and {others:,} more" if others > 0 else ""
+            told.append(f"{problem} ({', '.join(places[:_TOLD_PLACES])}{more})")
+        others = len(by_problem) - _TOLD_PROBLEMS
+        more = f" and {others:,} other problem{'s' if others > 1 else ''}" if others > 0 else ""
+        return "; ".join(told) + more

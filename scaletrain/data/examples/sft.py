@@ -71,7 +71,7 @@ def _messages(record: Record, data: FinetuneData) -> list[Message]:
     prompt = text_of(value_of(record, first, data.columns), first)
     if first == "instruction" and has(record, "input", data.columns):
         extra = value_of(record, "input", data.columns)
-        if extra is not None and extra != "":
+        if str(extra or "").strip():
             prompt = f"{prompt}\n\n{text_of(extra, 'input')}"
     return _exchange(prompt, text_of(value_of(record, last, data.columns), last))
 
