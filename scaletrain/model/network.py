@@ -106,6 +106,7 @@ def build_network(config: Any, head: Head, dtype: torch.dtype, extra: nn.Module 
                 f"model.path: transformers has no {AUTO_CLASSES[head]} for model_type={config.model_type}: choose a "
                 "model of another family, or another task.kind"
             ) from error
+    model.tie_weights()  # left out with the initialisation
     return Network(model, extra)
 
 

@@ -12,6 +12,7 @@ from scaletrain.config.finetune_schema import FinetuneRecipe
 from scaletrain.data.example_data import ExampleData
 from scaletrain.data.rows import Batch, Rows
 from scaletrain.data.shards import Split
+from scaletrain.errors import CheckpointError
 from scaletrain.model.adapters import add_adapter
 from scaletrain.model.init import Gather
 from scaletrain.model.network import Network, begin_weights, build_network, depth_of, freeze, layers_of, load_network
@@ -41,7 +42,12 @@ class Finetune:
     def initialise(self, model: nn.Module, gather: Gather) -> None:
         assert isinstance(model, Network)
         seed = self.recipe.seed
-        load_network(model, self.folder, seed, gather)
+        new = load_network(model, self.folder, seed, gather)
+        if new and self.kind.head == "causal":
+            raise CheckpointError(
+                f"{self.folder}: {new[0]} is missing, a language model has no weights of its own to begin with: copy "
+                "or export the folder again"
+            )
         if model.extra is not None:
             begin_weights(model.extra, "extra", seed, gather)
         if self.recipe.adapter.kind != "none":
