@@ -12,7 +12,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from scaletrain.assemble.examples import make_kind
+from scaletrain.assemble.settle import DTYPES
 from scaletrain.config.finetune_schema import FinetuneRecipe
+from scaletrain.config.schema import Precision
 from scaletrain.data.text_tokenizer import load_text_tokenizer
 from scaletrain.engine.checkpoint import Found
 from scaletrain.engine.weights import read_weights
@@ -35,16 +37,20 @@ class Finetuned:
     tokenizer: Any
     recipe: FinetuneRecipe
     labels: tuple[str, ...]
+    trained_in: Precision
 
 
 def is_finetuned(found: Found) -> bool:
     return "task" in found.manifest["recipe"]
 
 
-def open_finetuned(found: Found, dtype: torch.dtype = torch.float32) -> Finetuned:
-    """From a checkpoint: the base model of the recipe with what was trained of it. CheckpointError when the base model
-    is not there any more, or is another."""
-    recipe = FinetuneRecipe.model_validate(found.manifest["recipe"])
+def open_finetuned(found: Found, dtype: torch.dtype | None = None) -> Finetuned:
+    """From a checkpoint, by default in the precision of its training: the recipe's base model with what was trained.
+
+    CheckpointError when the base model is not there any more.
+    """
+    recipe, trained_in = FinetuneRecipe.model_validate(found.manifest["recipe"]), found.manifest["layout"]["precision"]
+    dtype = dtype or DTYPES[trained_in]
     tokenizer_folder = found.folder.parent.parent / "tokenizer"
     labels = tuple(found.manifest["model"].get("labels") or ())
     try:
@@ -60,15 +66,19 @@ def open_finetuned(found: Found, dtype: torch.dtype = torch.float32) -> Finetune
         for name, tensor in read_weights(found).items():
             if name in parameters:
                 parameters[name].copy_(tensor)
-    return Finetuned(task, network.eval(), tokenizer, recipe, labels)
+    return Finetuned(task, network.eval(), tokenizer, recipe, labels, trained_in)
 
 
-def read_exported(folder: Path, dtype: torch.dtype = torch.float32) -> Finetuned:
-    """From an exported folder. CheckpointError when its record cannot be read."""
+def read_exported(folder: Path, dtype: torch.dtype | None = None) -> Finetuned:
+    """From an exported folder, by default in the precision of its training.
+
+    CheckpointError when its record cannot be read.
+    """
     try:
         record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
         recipe = FinetuneRecipe.model_validate(record["recipe"])
-        labels = tuple(record["labels"])
+        labels, trained_in = tuple(record["labels"]), record["precision"]
+        dtype = dtype or DTYPES[trained_in]
     except (OSError, ValueError, KeyError) as error:
         raise CheckpointError(f"{folder / RECORD} cannot be read ({error}): export the run again") from error
     whole = recipe.model.model_copy(update={"path": str(folder), "freeze": "none", "tokenizer": None})
@@ -79,7 +89,7 @@ def read_exported(folder: Path, dtype: torch.dtype = torch.float32) -> Finetuned
     task.initialise(network, whole_parameter)
     if network.extra is not None:
         network.extra.load_state_dict(load_file(folder / EXTRA))
-    return Finetuned(task, network.eval(), tokenizer, recipe, labels)
+    return Finetuned(task, network.eval(), tokenizer, recipe, labels, trained_in)
 
 
 def _task(
@@ -114,7 +124,11 @@ def write_finetuned(folder: Path, model: Finetuned, dtype: torch.dtype) -> None:
     model.tokenizer.save_pretrained(partial)
     if model.network.extra is not None:
         save_file(model.network.extra.state_dict(), partial / EXTRA)
-    record = {"recipe": model.recipe.model_dump(mode="json"), "labels": list(model.labels)}
+    record = {
+        "recipe": model.recipe.model_dump(mode="json"),
+        "labels": list(model.labels),
+        "precision": model.trained_in,
+    }
     (partial / RECORD).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
     shutil.rmtree(folder, ignore_errors=True)
     partial.rename(folder)

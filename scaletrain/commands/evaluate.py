@@ -1,13 +1,15 @@
-"""`scaletrain evaluate`: perplexity and bits per byte of a model on a dataset folder or on text files."""
+"""`scaletrain evaluate`: perplexity of a language model on text, or a fine-tuned model's scores on labelled files."""
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, cast
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
+from scaletrain.commands.evaluate_task import evaluate_task, find_finetuned, is_text, write_predictions
 from scaletrain.commands.model_source import DTYPES, Loaded, load_model
 from scaletrain.errors import ConfigError, DataError
+from scaletrain.tasks.scores.result import shown
 
 if TYPE_CHECKING:
     from scaletrain.data.rows import CutRows
@@ -24,15 +26,29 @@ def evaluate(
     batch_size: Annotated[int, typer.Option(min=1, help="Samples a forward pass")] = 8,
     max_samples: Annotated[int | None, typer.Option(min=1, help="Stop after so many samples")] = None,
     dtype: Annotated[str | None, typer.Option(help="bfloat16, float16 or float32")] = None,
+    predictions: Annotated[
+        Path | None, typer.Option(help="Of a fine-tuned model: a file for what it said of each row")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object instead of a line")] = False,
 ) -> None:
-    """Measure loss, perplexity and bits per byte; each token is predicted once, within its sample's context."""
+    """Measure loss, perplexity and bits per byte; each token is predicted once, within its sample's context.
+
+    Of a fine-tuned model (a run of launch/finetune.py, or its export): the scores of its task on labelled files.
+    """
     if dtype is not None and dtype not in DTYPES:
         raise ConfigError(f"--dtype {dtype} is unknown: choose one of {', '.join(DTYPES)}")
     if split not in ("validation", "train"):
         raise ConfigError(f"--split {split} is unknown: choose validation or train")
     if missing := [str(p) for p in data if not p.exists()]:
         raise DataError(f"--data {', '.join(missing)} does not exist: give a dataset folder or text files")
+    if (finetuned := find_finetuned(model, dtype)) is not None and not is_text(finetuned, data):
+        evaluation = evaluate_task(finetuned, data, batch_size, max_samples)
+        if predictions is not None:
+            write_predictions(predictions, evaluation)
+        _show({**evaluation.scores.values, **(evaluation.scores.details if as_json else {})}, as_json)
+        return
+    if predictions is not None:
+        raise ConfigError(f"--predictions {predictions} is for fine-tuned models and labelled files: remove it")
     if len(data) > 1 and (folder := next((path for path in data if path.is_dir()), None)):
         raise DataError(
             f"--data {folder} is given with {len(data) - 1} more: give one dataset folder, or only text files"
@@ -46,10 +62,11 @@ def evaluate(
     else:
         rows, size = _text_rows(loaded, data, length)
     found = _measure(loaded, rows, size / rows.targets, batch_size, max_samples)
-    if as_json:
-        print(json.dumps(found))
-    else:
-        print("  ".join(f"{name.replace('_', ' ')} {value:,.4f}" for name, value in found.items() if name != "tokens"))
+    _show(found, as_json)
+
+
+def _show(found: dict[str, Any], as_json: bool) -> None:
+    print(json.dumps(found) if as_json else shown(found))
 
 
 def _dataset_rows(loaded: Loaded, path: Path, split: "Split", length: int) -> tuple["CutRows", int]:

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from scaletrain.commands.model_source import DTYPES, find_source, is_hugging_face, read_trained
+from scaletrain.commands.model_source import DTYPES, find_source, is_hugging_face, quiet_libraries, read_trained
 from scaletrain.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -36,6 +36,7 @@ def export(
     from scaletrain.data.tokenizer import load_tokenizer
     from scaletrain.model.hf import write_folder
 
+    quiet_libraries()
     found = find_source(source)
     if is_finetuned(found):
         _export_finetuned(found, output, dtype, adapter=adapter)

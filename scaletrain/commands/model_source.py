@@ -75,17 +75,30 @@ def is_hugging_face(path: Path) -> bool:
         return False
 
 
+def quiet_libraries() -> None:
+    """No progress bars and advice of transformers, no search for accelerators by DeepSpeed, which PEFT imports."""
+    import os
+    import warnings
+
+    import torch
+    from transformers.utils import logging as transformers_logging
+
+    if not torch.cuda.is_available():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    transformers_logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+
+
 def load_model(path: Path, dtype: str | None) -> Loaded:
     """Loads `path` for inference, on the GPU if there is one; `dtype` None: bfloat16 on a GPU, float32 on a CPU."""
     import torch
-    from transformers.utils import logging as transformers_logging
 
     from scaletrain.assemble.finetuned import is_finetuned, merged_model, open_finetuned
     from scaletrain.data.tokenizer import load_tokenizer
     from scaletrain.model.hf import to_hf_model
 
-    transformers_logging.set_verbosity_error()  # type: ignore[no-untyped-call]
-    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    quiet_libraries()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     wanted = getattr(torch, dtype or ("bfloat16" if device.type == "cuda" else "float32"))
     model: Any

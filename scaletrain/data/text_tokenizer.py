@@ -11,7 +11,7 @@ from scaletrain.errors import ConfigError, DataError
 # Dialogue between tokens of any vocabulary; the first is OpenAI's chat markup, the second plain text.
 CHAT_TEMPLATES = {
     "chatml": (
-        "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>' + '\n' }}{% endfor %}"
+        "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>\n' }}{% endfor %}"
         "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
     ),
     "plain": (

@@ -1,17 +1,24 @@
 """A metric over a split, over all ranks: each sample counted once, padding never."""
 
 from itertools import chain
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
 
-from scaletrain.data.rows import Rows
-from scaletrain.engine.engine import Engine
+from scaletrain.data.rows import Batch, Rows
 from scaletrain.errors import ScaleTrainError
 from scaletrain.runtime import dist, pulse
 from scaletrain.tasks.scores.result import Scores
-from scaletrain.tasks.task import Prediction, Task
+from scaletrain.tasks.task import Evaluated, Prediction, Task
+
+
+class Evaluates(Protocol):
+    """What can be evaluated: the engine, or a model in this process."""
+
+    def eval_step(self, batch: Batch) -> Evaluated:
+        """The task's sums over this rank's batch, on the device, and its predictions."""
+        ...
 
 
 class Evaluation(NamedTuple):
@@ -21,7 +28,7 @@ class Evaluation(NamedTuple):
     predictions: list[Prediction]  # by row
 
 
-def evaluate(engine: Engine, task: Task, rows: Rows, batch_size: int, max_samples: int | None) -> Evaluation:
+def evaluate(engine: Evaluates, task: Task, rows: Rows, batch_size: int, max_samples: int | None) -> Evaluation:
     """The task's metrics over `max_samples` rows, spread evenly over all (None: all). Each rank takes every size-th
     batch, and all take equally many: ZeRO-3 gathers weights in each forward pass, so a rank that ran out would leave
     the others waiting. Data that one rank cannot read are a fault of all."""

@@ -24,6 +24,7 @@ from scaletrain.errors import DataError, ScaleTrainError, TrainingError
 from scaletrain.optim.schedule import lr_at
 from scaletrain.runtime import dist, pulse
 from scaletrain.runtime.stop import StopRequest, TimeLimit
+from scaletrain.tasks.scores.result import shown
 from scaletrain.tasks.task import Task
 from scaletrain.track.meter import Meter, peak_memory_bytes
 
@@ -293,8 +294,7 @@ class Trainer:
         self._keep_predictions(found)
         self.records.metrics(self.state.step, {f"eval_{name}": value for name, value in found.scores.values.items()})
         self.records.event("evaluate", self.state.step, seconds=time.perf_counter() - began, **found.scores.values)
-        told = "  ".join(f"{name.replace('_', ' ')} {value:.4f}" for name, value in found.scores.values.items())
-        self.records.say(f"step {self.state.step}  validation {told}")
+        self.records.say(f"step {self.state.step}  validation {shown(found.scores.values)}")
         self._end_without_progress()
 
     def _keep_predictions(self, found: Evaluation) -> None:

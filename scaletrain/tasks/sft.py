@@ -5,6 +5,7 @@ B rows, T tokens; with data.packing a row holds several examples, and positions 
 
 import math
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -165,4 +166,4 @@ def _packed(read: Sequence[Conversation], longest: int) -> list[Row]:
     packing = pack_documents(ends, longest)
     numbers = np.searchsorted(ends, packing.starts, side="right")
     bounds = packing.rows.tolist()
-    return [_row([read[n] for n in numbers[a:b]]) for a, b in zip(bounds[:-1], bounds[1:], strict=True)]
+    return [_row([read[n] for n in numbers[a:b]]) for a, b in pairwise(bounds)]
