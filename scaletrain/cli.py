@@ -15,6 +15,7 @@ from scaletrain.commands.evaluate import evaluate
 from scaletrain.commands.export import export
 from scaletrain.commands.generate import generate
 from scaletrain.commands.prepare import prepare
+from scaletrain.commands.preview import preview
 from scaletrain.commands.status import status
 from scaletrain.commands.submit import submit
 from scaletrain.commands.supervise import supervise
@@ -29,6 +30,7 @@ app = typer.Typer(
     help="From raw text to a trained, exported GPT. Training: deepspeed launch/pretrain.py RECIPE",
 )
 app.command()(prepare)
+app.command()(preview)
 app.command()(export)
 app.command()(generate)
 app.command()(evaluate)

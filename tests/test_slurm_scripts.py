@@ -59,20 +59,22 @@ def test_a_script_names_what_it_misses(script: str, tmp_path: Path) -> None:
     assert missing.endswith(" is missing: call sbatch in a clone of the repository, or set SCALETRAIN_HOME to one\n")
 
 
-def test_pretrain_needs_a_recipe(tmp_path: Path) -> None:
-    done = sbatch(tmp_path, "pretrain.sbatch")
-    line = "error: no recipe is given: sbatch slurm/pretrain.sbatch RECIPE [section.key=value ...]\n"
+@pytest.mark.parametrize("name", ["pretrain", "finetune"])
+def test_training_needs_a_recipe(name: str, tmp_path: Path) -> None:
+    done = sbatch(tmp_path, f"{name}.sbatch")
+    line = f"error: no recipe is given: sbatch slurm/{name}.sbatch RECIPE [section.key=value ...]\n"
     assert (done.returncode, done.stderr) == (2, line)
 
 
-def test_pretrain_starts_a_rank_a_task(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["pretrain", "finetune"])
+def test_training_starts_a_rank_a_task(name: str, tmp_path: Path) -> None:
     done = sbatch(
-        tmp_path, "pretrain.sbatch", "my recipe.yaml", "seed=1", SLURM_CPUS_PER_TASK="7", SCALETRAIN_RANK_OUTPUT="r-%t"
+        tmp_path, f"{name}.sbatch", "my recipe.yaml", "seed=1", SLURM_CPUS_PER_TASK="7", SCALETRAIN_RANK_OUTPUT="r-%t"
     )
     assert done.returncode == 0, done.stderr
     words = (tmp_path / "srun-words").read_text(encoding="utf-8").splitlines()
     python = str(Path(sys.executable).parent / "python")
-    assert words[-4:] == [python, str(ROOT / "launch" / "pretrain.py"), "my recipe.yaml", "seed=1"]
+    assert words[-4:] == [python, str(ROOT / "launch" / f"{name}.py"), "my recipe.yaml", "seed=1"]
     assert {"--cpus-per-task=7", "--output=r-%t", "--kill-on-bad-exit=0", "--wait=60"} <= set(words)
 
 

@@ -13,6 +13,7 @@ from scaletrain.commands.checked_recipe import CheckedRecipe
 from scaletrain.commands.launcher import find_script
 from scaletrain.commands.supervised_folder import bytes_of_events
 from scaletrain.config.data_rules import input_places
+from scaletrain.config.finetune_schema import FinetuneRecipe
 from scaletrain.config.load import SOURCE_TREE
 from scaletrain.runtime.files import write_whole
 
@@ -62,6 +63,8 @@ def plan_job(
     tasks = [task for task in runs if task is not None]
     home = find_script((SOURCE_TREE, Path.cwd())).absolute().parents[1]
     variables = {"SCALETRAIN_HOME": str(home), "SCALETRAIN": str(Path(sys.executable).with_name("scaletrain"))}
+    if isinstance(next(iter(runs.values())).recipe, FinetuneRecipe):
+        variables["SCALETRAIN_PROGRAM"] = "finetune"
     if image is not None:
         places = _outermost([batch.workdir, home, root.absolute(), *_local_data(runs)])
         variables |= container(image, places, batch.workdir, gpus=batch.gpus_per_node > 0)

@@ -5,11 +5,19 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from scaletrain.config.finetune_schema import FinetuneRecipe
+from scaletrain.config.load import AnyRecipe
 from scaletrain.errors import ConfigError
 
 SCRIPT = Path("launch", "pretrain.py")
+FINETUNE = Path("launch", "finetune.py")
 RANKS = "{ranks}"  # in a launcher's words: their number
 TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={RANKS}")
+
+
+def script_of(recipe: AnyRecipe) -> Path:
+    """The program that trains such a recipe, in the repository."""
+    return FINETUNE if isinstance(recipe, FinetuneRecipe) else SCRIPT
 
 
 def script_in(places: Sequence[Path], script: Path = SCRIPT) -> Path | None:

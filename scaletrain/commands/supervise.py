@@ -14,7 +14,7 @@ from typing import Annotated, Any
 import typer
 
 from scaletrain.cluster.restarts import Restart, Restarts
-from scaletrain.commands.launcher import RANKS, find_script, launcher_words, with_ranks
+from scaletrain.commands.launcher import RANKS, find_script, launcher_words, script_of, with_ranks
 from scaletrain.commands.supervised_folder import (
     EVENTS,
     bytes_of_events,
@@ -71,7 +71,7 @@ def supervise(
     if ranks is None:
         ranks = 1 if launch is not None and RANKS not in launch else max(1, gpus_at_start())
     batch_plan(settled, ranks)  # a fault is told before anything starts
-    script = [str(find_script((SOURCE_TREE, Path.cwd()))), str(recipe), *(overrides or [])]
+    script = [str(find_script((SOURCE_TREE, Path.cwd()), script_of(settled))), str(recipe), *(overrides or [])]
     if deepspeed_config is not None:
         script += ["--deepspeed_config", deepspeed_config]
     policy = Restarts(settled.train.max_restarts, ranks, partial(_fewer, settled, preset, ranks))

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from scaletrain.commands.launcher import RANKS, SCRIPT, script_in
+from scaletrain.commands.launcher import RANKS, find_script, script_of
 from scaletrain.commands.rehearsal import LaunchError, Rehearsal, counted
 from scaletrain.config.deepspeed import batch_plan, settle
 from scaletrain.config.load import SOURCE_TREE, load_with_deepspeed
@@ -47,11 +47,10 @@ def verify(
     The recipe's model, data, batch and DeepSpeed file; its length, logging, evaluation, checkpoint cadence and warm-up
     give way to those of a short run in a folder beside run.dir. Exit code 1 when something differs or fails.
     """
-    if (script := script_in((SOURCE_TREE, Path.cwd()))) is None:
-        raise ConfigError(f"{SCRIPT} is not here: run verify in a clone of the repository")
     wanted = _read_ranks(ranks)
     template = _read_template(launch)
     settled = _settled(recipe, overrides or [], deepspeed_config)
+    script = find_script((SOURCE_TREE, Path.cwd()), script_of(settled))
     micro = _micro_batch(settled, wanted)
     folder = _make_folder(keep, Path(settled.run.dir))
     arguments = [str(recipe), *(overrides or []), *_short_run(steps, micro, max(wanted))]

@@ -1,7 +1,7 @@
 """A model's own tokenizer, with its special tokens, pairs and chat template, as fine-tuning needs it."""
 
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -88,3 +88,14 @@ def need_chat_template(tokenizer: Any) -> None:
             "the tokenizer has no chat template: set model.chat_template to chatml, plain (text and answer, nothing "
             "between) or a file with a Jinja template"
         )
+
+
+def token_texts(tokenizer: Any, ids: Sequence[int]) -> list[str]:
+    """What each token adds to the text; of a character in several tokens the last one shows it."""
+    texts, done = [], ""
+    for end in range(1, len(ids) + 1):
+        text = tokenizer.decode(ids[max(0, end - 16) : end], clean_up_tokenization_spaces=False)
+        before = tokenizer.decode(ids[max(0, end - 16) : end - 1], clean_up_tokenization_spaces=False)
+        done = text[len(before) :] if text.startswith(before) else text.removeprefix(before.rstrip("\ufffd"))
+        texts.append(done)
+    return texts

@@ -13,8 +13,9 @@ from scaletrain.data.encoded_rows import Row, padded
 from scaletrain.data.examples.example import Example
 from scaletrain.data.rows import IGNORED, Batch
 from scaletrain.data.shards import Split
+from scaletrain.data.text_tokenizer import token_texts
 from scaletrain.model.network import Head, Network
-from scaletrain.tasks.kind import Encoded
+from scaletrain.tasks.kind import Encoded, Shown
 from scaletrain.tasks.scores.classification import classification, classification_names
 from scaletrain.tasks.scores.multi_label import multi_label, multi_label_names
 from scaletrain.tasks.scores.regression import REGRESSION_NAMES, regression
@@ -180,6 +181,14 @@ class Classify:
             return ["task    a number for a text"]
         several = "any of" if self.task.multi_label else "one of"
         return [f"task    {several} {len(self.labels)} labels for a text: {', '.join(self.labels[:8])}"]
+
+    def show(self, row: Row) -> Shown:
+        label = row["label"]
+        if self.task.multi_label:
+            said = ", ".join(name for name, has in zip(self.labels, label, strict=True) if has) or "no label"
+        else:
+            said = f"{label:g}" if self.task.regression else self.labels[label]
+        return Shown([(token, False) for token in token_texts(self.tokenizer, row["input_ids"])], said)
 
     def record(self) -> dict[str, Any]:
         return {"labels": list(self.labels)}

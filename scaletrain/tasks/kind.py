@@ -21,6 +21,13 @@ class Encoded(NamedTuple):
     notes: list[str]
 
 
+class Shown(NamedTuple):
+    """A row as a person sees it: its tokens, each with whether something is learned from it, and what is to be said."""
+
+    tokens: list[tuple[str, bool]]
+    answer: str
+
+
 class Kind(Protocol):
     @property
     def head(self) -> Head: ...
@@ -57,6 +64,8 @@ class Kind(Protocol):
     def describe(self) -> list[str]:
         """What is learned, in lines for a person."""
         ...
+
+    def show(self, row: Row) -> Shown: ...
 
     def record(self) -> dict[str, Any]:
         """What an exported model must say, so that it can be evaluated later: labels, say."""

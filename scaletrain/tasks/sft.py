@@ -20,10 +20,10 @@ from scaletrain.data.examples.example import Example
 from scaletrain.data.packing import pack_documents
 from scaletrain.data.rows import IGNORED, Batch
 from scaletrain.data.shards import Split
-from scaletrain.data.text_tokenizer import need_chat_template
+from scaletrain.data.text_tokenizer import need_chat_template, token_texts
 from scaletrain.model.network import Head, Network
 from scaletrain.tasks.generation import write_answers
-from scaletrain.tasks.kind import Encoded
+from scaletrain.tasks.kind import Encoded, Shown
 from scaletrain.tasks.scores.result import Scores, merged
 from scaletrain.tasks.scores.text import check_text_metrics, text_names, text_scores
 from scaletrain.tasks.task import Evaluated, Prediction, Sums
@@ -141,6 +141,11 @@ class Sft:
     def describe(self) -> list[str]:
         told = f", {' and '.join(self.task.generate.metrics)} of written answers" if self.task.generate.metrics else ""
         return [f"task    answers to prompts{', packed' if self.data.packing else ''}{told}"]
+
+    def show(self, row: Row) -> Shown:
+        texts, is_learned = token_texts(self.tokenizer, row["input_ids"]), row["labels"] != IGNORED
+        count = int(is_learned.sum())
+        return Shown(list(zip(texts, is_learned.tolist(), strict=True)), f"{count} of {len(texts)} tokens")
 
     def record(self) -> dict[str, Any]:
         return {}

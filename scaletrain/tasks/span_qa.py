@@ -13,9 +13,10 @@ from scaletrain.data.encoded_rows import Row, padded
 from scaletrain.data.examples.example import Example
 from scaletrain.data.rows import IGNORED, Batch
 from scaletrain.data.shards import Split
+from scaletrain.data.text_tokenizer import token_texts
 from scaletrain.errors import DataError
 from scaletrain.model.network import Head, Network
-from scaletrain.tasks.kind import Encoded
+from scaletrain.tasks.kind import Encoded, Shown
 from scaletrain.tasks.scores.result import Scores, merged
 from scaletrain.tasks.scores.squad import SQUAD_NAMES, squad
 from scaletrain.tasks.task import Evaluated, Prediction, Sums
@@ -159,6 +160,12 @@ class SpanQa:
 
     def describe(self) -> list[str]:
         return [f"task    the answer's place in a text, at most {self.task.max_answer_tokens} tokens"]
+
+    def show(self, row: Row) -> Shown:
+        start, end = row["start"], row["end"]
+        texts = token_texts(self.tokenizer, row["input_ids"])
+        answer = "".join(texts[start : end + 1]).strip() if end else "no answer in this row"
+        return Shown([(text, bool(end) and start <= at <= end) for at, text in enumerate(texts)], answer)
 
     def record(self) -> dict[str, Any]:
         return {}

@@ -15,9 +15,10 @@ from scaletrain.data.encoded_rows import Row, padded
 from scaletrain.data.examples.example import Example
 from scaletrain.data.rows import IGNORED, Batch
 from scaletrain.data.shards import Split
+from scaletrain.data.text_tokenizer import token_texts
 from scaletrain.model.network import Head, Network
 from scaletrain.tasks.crf import CRF, forbidden_in_bio
-from scaletrain.tasks.kind import Encoded
+from scaletrain.tasks.kind import Encoded, Shown
 from scaletrain.tasks.scores.entities import entities, entity_names, word_tag_names, word_tags
 from scaletrain.tasks.scores.result import Scores, merged
 from scaletrain.tasks.task import Evaluated, Prediction, Sums
@@ -172,6 +173,11 @@ class Tag:
     def describe(self) -> list[str]:
         head = "a linear-chain CRF" if self.task.crf else "a softmax a word"
         return [f"task    {len(self.labels)} labels a word by {head}, {'BIO' if self.is_bio else 'plain'} tags"]
+
+    def show(self, row: Row) -> Shown:
+        tags = dict(zip(row["places"], (self.labels[tag] for tag in row["tags"]), strict=True))
+        texts = token_texts(self.tokenizer, row["input_ids"])
+        return Shown([(text, at in tags) for at, text in enumerate(texts)], " ".join(tags.values()))
 
     def record(self) -> dict[str, Any]:
         return {"labels": list(self.labels)}

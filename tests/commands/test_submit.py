@@ -233,15 +233,27 @@ def test_a_sweep_that_is_submitted_again_leaves_out_the_runs_that_are_done(folde
     assert len(slurm.calls("sbatch")) == 2
 
 
+def test_a_fine_tuning_is_submitted_with_its_own_program(folder: Path, slurm: FakeSlurm) -> None:
+    (folder / "tune.yaml").write_text(
+        "run: {dir: runs/tune}\ntask: {kind: sft}\ndata: {train: data}\nmodel: {path: data}\ntrain: {max_epochs: 2}\n"
+    )
+    done = scaletrain("submit", "tune.yaml", "--time", "90", "--gpus-per-node", "8")
+    assert (done.code, done.err) == (0, "")
+    script = (folder / "runs" / "tune" / "submit" / "0001" / "job.sbatch").read_text()
+    assert "\nexport SCALETRAIN_PROGRAM=finetune\n" in script
+    assert "launch/${SCALETRAIN_PROGRAM:-pretrain}.py" in script
+
+
 def test_the_login_node_needs_no_torch(folder: Path, slurm: FakeSlurm) -> None:
     program = (
         "import sys; from scaletrain.cli import main\n"
-        f"sys.argv = ['scaletrain', 'submit', '{folder}/recipe.yaml', '--time', '90', 'run.dir={folder}/run']\n"
+        f"sys.argv = ['scaletrain', 'submit', '{folder}/recipe.yaml', '--time', '90', 'run.dir={folder}/run', "
+        f"'data.path={folder}/gone']\n"
         "try: main()\n"
         "finally: print('torch' in sys.modules, 'deepspeed' in sys.modules)"
     )
     done = run_program("-c", program, PATH=os.environ["PATH"])
-    assert (done.code, done.err) == (0, f"note    {ROOT}/data is not on this machine: the nodes need it\n")
+    assert (done.code, done.err) == (0, f"note    {folder}/gone is not on this machine: the nodes need it\n")
     assert done.out.splitlines()[-1] == "False False"
 
 

@@ -182,4 +182,4 @@ def test_a_copy_without_the_repository_is_refused(dataset: Dataset, tmp_path: Pa
     moved += f"os.chdir({str(tmp_path)!r}); from scaletrain.cli import main; main()"
     done = run_program("-c", moved, "verify", recipe)
     assert done.code == 2
-    assert "launch/pretrain.py is not here: run verify in a clone of the repository" in done.err
+    assert "run this in a clone of the repository" in done.err
