@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 import typer
 
 from scaletrain.commands.evaluate_task import evaluate_task, find_finetuned, is_text, write_predictions
+from scaletrain.commands.harness import run_harness
 from scaletrain.commands.model_source import DTYPES, Loaded, load_model
 from scaletrain.errors import ConfigError, DataError
 from scaletrain.tasks.scores.result import shown
@@ -18,7 +19,9 @@ if TYPE_CHECKING:
 
 def evaluate(
     model: Annotated[Path, typer.Argument(help="Run folder, checkpoint folder or Hugging Face folder")],
-    data: Annotated[list[Path], typer.Option(help="A dataset folder, or text files (repeat the option)")],
+    data: Annotated[
+        list[Path] | None, typer.Option(help="A dataset folder, or text or labelled files (repeat the option)")
+    ] = None,
     split: Annotated[str, typer.Option(help="Split of a dataset folder: validation or train")] = "validation",
     context: Annotated[
         int | None, typer.Option(min=2, help="Tokens a sample; default: the model's, at most 1024")
@@ -29,6 +32,12 @@ def evaluate(
     predictions: Annotated[
         Path | None, typer.Option(help="Of a fine-tuned model: a file for what it said of each row")
     ] = None,
+    lm_eval: Annotated[
+        str | None, typer.Option("--lm-eval", metavar="TASKS", help="Tasks of EleutherAI's harness, with commas")
+    ] = None,
+    lm_eval_tasks: Annotated[
+        Path | None, typer.Option("--lm-eval-tasks", help="Folder with task files of your own for --lm-eval")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object instead of a line")] = False,
 ) -> None:
     """Measure loss, perplexity and bits per byte; each token is predicted once, within its sample's context.
@@ -37,6 +46,11 @@ def evaluate(
     """
     if dtype is not None and dtype not in DTYPES:
         raise ConfigError(f"--dtype {dtype} is unknown: choose one of {', '.join(DTYPES)}")
+    if lm_eval is not None:
+        _show_harness(run_harness(model, lm_eval, lm_eval_tasks, batch_size, max_samples, dtype), as_json)
+        return
+    if not data:
+        raise ConfigError("--data is not given: name a dataset folder or files, or use --lm-eval TASKS")
     if split not in ("validation", "train"):
         raise ConfigError(f"--split {split} is unknown: choose validation or train")
     if missing := [str(p) for p in data if not p.exists()]:
@@ -67,6 +81,15 @@ def evaluate(
 
 def _show(found: dict[str, Any], as_json: bool) -> None:
     print(json.dumps(found) if as_json else shown(found))
+
+
+def _show_harness(found: dict[str, Any], as_json: bool) -> None:
+    if as_json:
+        print(json.dumps(found, default=str))
+        return
+    for task, metrics in found.items():
+        numbers = {name.removesuffix(",none"): v for name, v in metrics.items() if isinstance(v, float)}
+        print(f"{task}  " + "  ".join(f"{name} {value:,.4f}" for name, value in numbers.items()))
 
 
 def _dataset_rows(loaded: Loaded, path: Path, split: "Split", length: int) -> tuple["CutRows", int]:
