@@ -127,4 +127,9 @@ def deepspeed_problems(recipe: FinetuneRecipe, stage: int) -> list[str]:
             f"model.quantize={recipe.model.quantize} does not go with ZeRO stage 3, which splits weights of the "
             "training precision: use ds_configs/zero2.json"
         ]
+    if stage == 3 and recipe.adapter.kind == "dora":
+        return [
+            "adapter.kind=dora does not go with ZeRO stage 3: PEFT takes the norm of whole weights outside of their "
+            "layers, where stage 3 has them in parts; use ds_configs/zero2.json, or lora"
+        ]
     return []
