@@ -316,10 +316,11 @@ def _gather_partitioned(parameter: nn.Parameter) -> Iterator[bool]:
 
 
 def _tied_names(module: nn.Module) -> dict[str, str]:
-    """The further names of parameters that have several, and the name that each is known by."""
+    """The further names of trained parameters that have several, and the name that each is known by."""
     first: dict[nn.Parameter, str] = {}
     every = [(name, first.setdefault(p, name)) for name, p in module.named_parameters(remove_duplicate=False)]
-    return {name: known for name, known in every if name != known}
+    trained = {name for name, p in module.named_parameters() if p.requires_grad}
+    return {name: known for name, known in every if name != known and known in trained}
 
 
 def prepare_process(device: torch.device) -> None:
