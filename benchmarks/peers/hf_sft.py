@@ -1,4 +1,4 @@
-"""Instruction tuning as most scripts do it: Hugging Face Trainer + PEFT, an example a row, padded to the batch's longest.
+"""Instruction tuning as most scripts do it: Hugging Face Trainer + PEFT, an example a row, padded to the longest.
 
     python benchmarks/peers/hf_sft.py MODEL messages.jsonl --steps 12 [--max-length 256] [--batch 8]
 

@@ -23,6 +23,7 @@ from scaletrain.engine.watch import Watch
 from scaletrain.errors import DataError, ScaleTrainError, TrainingError
 from scaletrain.optim.schedule import lr_at
 from scaletrain.runtime import dist, pulse
+from scaletrain.runtime.seed import seed_step
 from scaletrain.runtime.stop import StopRequest, TimeLimit
 from scaletrain.tasks.scores.result import shown
 from scaletrain.tasks.task import Task
@@ -143,6 +144,7 @@ class Trainer:
         if self._last is not None and not self._last.skipped:
             self.watch.loss(told.loss / self._last.weight, self.state, self.plan.global_batch)
         lr = lr_at(self.state.step, self.recipe.optim, self.plan.total_steps)
+        seed_step(self.recipe.seed, self.state.samples_seen)
         self._last = result = self.engine.train_step(step.batches, lr, int(told.weight))
         batch = self.plan.global_batch
         self.state = self.state.advance(batch, int(told.tokens), skipped=result.skipped)

@@ -110,6 +110,35 @@ def build_network(config: Any, head: Head, dtype: torch.dtype, extra: nn.Module 
     return Network(model, extra)
 
 
+def load_quantized(config: Any, head: Head, folder: Path, bits: str, dtype: torch.dtype) -> Network:
+    """The model with its weights in 8 or 4 bits (NF4: Dettmers et al. 2023) on this rank's GPU, for adapters.
+
+    ConfigError when bitsandbytes is missing. Not run yet: there was no GPU.
+    """
+    import transformers
+
+    try:
+        import bitsandbytes  # noqa: F401
+        from peft import prepare_model_for_kbit_training
+    except ImportError as error:
+        raise ConfigError(
+            f"model.quantize={bits} needs bitsandbytes: pip install 'scaletrain[gpu,finetune]'"
+        ) from error
+    four = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_compute_dtype": dtype}
+    wanted: Any = transformers.BitsAndBytesConfig
+    auto: Any = getattr(transformers, AUTO_CLASSES[head])
+    model = auto.from_pretrained(
+        folder,
+        config=config,
+        dtype=dtype,
+        quantization_config=wanted(**(four if bits == "4bit" else {"load_in_8bit": True})),
+        device_map={"": torch.cuda.current_device()},
+        local_files_only=True,
+    )
+    prepare: Any = prepare_model_for_kbit_training
+    return Network(prepare(model, use_gradient_checkpointing=False))
+
+
 def longest_row(config: Any) -> int | None:
     """The longest row that the model takes, where its config says."""
     for name in ("max_position_embeddings", "n_positions", "n_ctx"):

@@ -15,7 +15,16 @@ from scaletrain.data.shards import Split
 from scaletrain.errors import CheckpointError
 from scaletrain.model.adapters import add_adapter
 from scaletrain.model.init import Gather
-from scaletrain.model.network import Network, begin_weights, build_network, depth_of, freeze, layers_of, load_network
+from scaletrain.model.network import (
+    Network,
+    begin_weights,
+    build_network,
+    depth_of,
+    freeze,
+    layers_of,
+    load_network,
+    load_quantized,
+)
 from scaletrain.tasks.kind import Kind
 from scaletrain.tasks.scores.result import Scores
 from scaletrain.tasks.task import Evaluated, Prediction, Sums
@@ -33,7 +42,12 @@ class Finetune:
     data: ExampleData | None = None
 
     def build_model(self) -> nn.Module:
-        network = build_network(self.config, self.kind.head, self.dtype, self.kind.extra(self.config))
+        extra, bits = self.kind.extra(self.config), self.recipe.model.quantize
+        if bits == "none":
+            network = build_network(self.config, self.kind.head, self.dtype, extra)
+        else:
+            network = load_quantized(self.config, self.kind.head, self.folder, bits, self.dtype)
+            network.extra = extra
         if self.recipe.train.activation_checkpointing == "full":
             model: Any = network.model
             model.gradient_checkpointing_enable({"use_reentrant": False})
@@ -42,7 +56,8 @@ class Finetune:
     def initialise(self, model: nn.Module, gather: Gather) -> None:
         assert isinstance(model, Network)
         seed = self.recipe.seed
-        new = load_network(model, self.folder, seed, gather)
+        is_loaded = self.recipe.model.quantize != "none"
+        new = [] if is_loaded else load_network(model, self.folder, seed, gather)
         if new and self.kind.head == "causal":
             raise CheckpointError(
                 f"{self.folder}: {new[0]} is missing, a language model has no weights of its own to begin with: copy "
