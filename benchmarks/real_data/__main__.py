@@ -4,7 +4,7 @@
     python -m benchmarks.real_data spam film minilm [--output data/real]
     python -m benchmarks.real_data all
 
-Downloads are kept in $SCALETRAIN_CACHE/downloads, by default ~/.cache/scaletrain/downloads.
+Downloads are kept in downloads/ of $SCALETRAIN_CACHE, by default ~/.cache/scaletrain.
 """
 
 import argparse
@@ -18,9 +18,10 @@ from rich.table import Table
 
 from benchmarks.real_data.build import build
 from benchmarks.real_data.files import Counts
-from benchmarks.real_data.package import downloads_folder
 from benchmarks.real_data.sets import SETS
 from scaletrain.config.problems import closest
+from scaletrain.config.schema import Data
+from scaletrain.data.cache_folder import cache_folder
 from scaletrain.errors import EXIT_USER, DataError, ScaleTrainError
 
 
@@ -38,7 +39,7 @@ def main() -> int:
     try:
         for name in _checked(args.names):
             began = time.perf_counter()
-            folder, counts = build(name, args.output, downloads_folder())
+            folder, counts = build(name, args.output, cache_folder(Data()) / "downloads")
             print(f"{folder}: {_told(counts)} ({time.perf_counter() - began:.1f} s)", flush=True)
     except ScaleTrainError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -49,7 +50,9 @@ def main() -> int:
 def _checked(names: list[str]) -> list[str]:
     for name in names:
         if name not in SETS and name != "all":
-            raise DataError(f"there is no {name!r} among the real data{closest(name, SETS)}: --list shows all names")
+            close = closest(name, SETS)
+            remedy = f"did you mean {close}?" if close else "--list shows the names"
+            raise DataError(f"{name!r} is none of the real data: {remedy}")
     return list(SETS) if "all" in names else names
 
 

@@ -3,8 +3,8 @@
 import tempfile
 from pathlib import Path
 
+from benchmarks.real_data.fetch import fetch
 from benchmarks.real_data.files import Counts
-from benchmarks.real_data.package import fetch
 from benchmarks.real_data.sets import SETS
 from scaletrain.runtime.files import write_json
 

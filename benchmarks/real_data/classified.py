@@ -33,7 +33,7 @@ def read_mails(files: Iterable[tuple[str, bytes]]) -> Iterator[dict[str, Any]]:
 
 
 def _subject(message: Message) -> str:
-    pieces = email.header.decode_header(str(message.get("Subject", "")))
+    pieces = email.header.decode_header(message.get("Subject", ""))
     decoded = (_decode(piece, charset) if isinstance(piece, bytes) else piece for piece, charset in pieces)
     return " ".join("".join(decoded).split())
 

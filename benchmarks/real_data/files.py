@@ -35,9 +35,7 @@ def write_squad(folder: Path, sides: Split[dict[str, Any]], **notes: str) -> Cou
             for side, articles in sides.sides()}  # fmt: skip
 
 
-def _write(
-    folder: Path, sides: Split[Any], ending: str, lines: Callable[[list[Any]], Iterable[str]]
-) -> Counts:
+def _write(folder: Path, sides: Split[Any], ending: str, lines: Callable[[list[Any]], Iterable[str]]) -> Counts:
     for side, rows in sides.sides():
         _write_text(folder / f"{side}.{ending}", lines(rows))
     return {side: len(rows) for side, rows in sides.sides()}

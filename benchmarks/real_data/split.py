@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 Item = TypeVar("Item")
-TENTHS = 1  # of the examples are held out
+SHARE = 10  # one of so many distinct contents is held out
 
 
 @dataclass(frozen=True)
@@ -21,33 +21,33 @@ class Split(Generic[Item]):
 
 
 def split(items: Iterable[Item], content: Callable[[Item], str]) -> Split[Item]:
-    """Held out is each item whose content, without regard to case and spaces, hashes (sha256) to 0 modulo 10.
+    """Items in their order, each once. Held out is the tenth of the distinct contents whose sha256 come first.
 
-    A further copy of an item is left out.
+    Contents that differ in case or spaces only count as one.
     """
-    sides: Split[Item] = Split([], [])
-    seen: set[str] = set()
-    for item in items:
-        if repr(item) not in seen:
-            seen.add(repr(item))
-            (sides.validation if is_held_out(content(item)) else sides.train).append(item)
-    return sides
+    distinct = {repr(item): item for item in items}.values()
+    hashed = [(_hash(content(item)), item) for item in distinct]
+    hashes = sorted({digest for digest, _ in hashed})
+    held_out = set(hashes[: len(hashes) // SHARE])
+    return Split(
+        [item for digest, item in hashed if digest not in held_out],
+        [item for digest, item in hashed if digest in held_out],
+    )
 
 
-def is_held_out(content: str) -> bool:
-    digest = hashlib.sha256(" ".join(content.casefold().split()).encode()).digest()
-    return int.from_bytes(digest) % 10 < TENTHS
+def _hash(content: str) -> str:
+    return hashlib.sha256(" ".join(content.casefold().split()).encode()).hexdigest()
 
 
-def drop_near_copies(texts: Iterable[Item], content: Callable[[Item], str], limit: float = 0.5) -> Iterator[Item]:
-    """Without the items whose runs of four words are by more than `limit` those of one earlier item (Jaccard).
+def drop_near_copies(items: Iterable[Item], content: Callable[[Item], str], limit: float = 0.5) -> Iterator[Item]:
+    """Without the items that share more than `limit` of their runs of four words with an earlier one (Jaccard).
 
-    Numbers do not count, since form letters differ in them. Of the runs a quarter is compared, chosen by their hashes.
+    Numbers do not count: form letters differ in them. Of the runs a quarter is compared, chosen by hash.
     """
-    holders: dict[int, list[int]] = {}
+    holders: dict[int, list[int]] = {}  # run -> the kept items that have it
     sizes: list[int] = []
-    for item in texts:
-        runs = _sketch(content(item))
+    for item in items:
+        runs = _runs(content(item))
         shared: dict[int, int] = {}
         for run in runs:
             for holder in holders.get(run, ()):
@@ -60,8 +60,8 @@ def drop_near_copies(texts: Iterable[Item], content: Callable[[Item], str], limi
         yield item
 
 
-def _sketch(text: str) -> set[int]:
+def _runs(text: str) -> set[int]:
     words = re.findall(r"[^\W\d_]+", text.casefold())
-    runs = (" ".join(words[at : at + 4]) for at in range(max(1, len(words) - 3)))
+    runs = {" ".join(words[at : at + 4]) for at in range(max(1, len(words) - 3))}
     hashes = {int.from_bytes(hashlib.blake2b(run.encode(), digest_size=8).digest()) for run in runs}
-    return {value for value in hashes if value % 4 == 0} or hashes  # a short text may have none of the quarter
+    return {value for value in hashes if value % 4 == 0} or hashes  # a short text may have none in that quarter

@@ -17,6 +17,7 @@ SHORTEST, LONGEST = 3, 200  # characters of a segment to translate
 HELP = r"\./usr/share/libreoffice/help/[^/]+/text/.*\.html"
 # Files in which a conversation is a question with several answers to it, not turns.
 ALTERNATIVES = ("computers", "emotion")
+ROLES = ("user", "assistant")
 
 
 def write_squad_wiki(archives: list[Path], folder: Path) -> Counts:
@@ -40,8 +41,8 @@ def pair_segments(sources: dict[str, str], targets: dict[str, str]) -> Iterator[
     """Segments with the same id in the pages of the same name, those left untranslated aside."""
     for name in sorted(sources.keys() & targets.keys()):
         ours, theirs = read_segments(sources[name]), read_segments(targets[name])
-        for key in ours.keys() & theirs.keys():
-            pair = (ours[key], theirs[key])
+        for key, source in ours.items():
+            pair = (source, theirs.get(key, ""))
             if pair[0] != pair[1] and all(SHORTEST <= len(text) <= LONGEST for text in pair):
                 yield pair
 
@@ -80,15 +81,14 @@ def write_conversations(archives: list[Path], folder: Path) -> Counts:
 
 
 def read_conversations(files: Iterable[tuple[str, bytes]]) -> Iterator[dict[str, Any]]:
-    """Turns of user and assistant by turns, the last one an answer."""
+    """User and assistant in turn; a last question without an answer is left out."""
     for name, data in sorted(files):
         for turns in yaml.safe_load(data)["conversations"]:
             if not isinstance(turns, list):
                 continue  # one entry is a bare text
-            texts = [" ".join(str(turn).split()) for turn in turns]
-            several = [texts[0:1] + [answer] for answer in texts[1:]] if Path(name).stem in ALTERNATIVES else [texts]
-            for told in several:
-                told = told[: len(told) // 2 * 2]
-                if told and all(told):
-                    roles = ("user", "assistant")
-                    yield {"messages": [{"role": roles[at % 2], "content": said} for at, said in enumerate(told)]}
+            question, *answers = (" ".join(str(turn).split()) for turn in turns)
+            several = Path(name).stem in ALTERNATIVES
+            for told in [[question, answer] for answer in answers] if several else [[question, *answers]]:
+                answered = told[: len(told) // 2 * 2]
+                if answered and all(answered):
+                    yield {"messages": [{"role": ROLES[at % 2], "content": said} for at, said in enumerate(answered)]}
