@@ -41,7 +41,7 @@ def main() -> int:
             began = time.perf_counter()
             folder, counts = build(name, args.output, cache_folder(Data()) / "downloads")
             print(f"{folder}: {_told(counts)} ({time.perf_counter() - began:.1f} s)", flush=True)
-    except ScaleTrainError as error:
+    except (ScaleTrainError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return EXIT_USER
     return 0

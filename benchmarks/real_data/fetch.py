@@ -43,7 +43,7 @@ def _pip_download(package: Package, folder: Path, cache: Path) -> Path:
 
 
 def _npm_pack(package: Package, folder: Path, cache: Path) -> Path:
-    _run(package, [_program("npm", package), "pack", "--silent", f"{package.name}@{package.version}"], folder)
+    _run(package, [_program("npm", package), "pack", "--loglevel=error", f"{package.name}@{package.version}"], folder)
     return folder / package.file
 
 
@@ -99,8 +99,8 @@ def _run(package: Package, command: list[str], folder: Path) -> str:
     told = [line.strip() for line in f"{done.stdout}\n{done.stderr}".splitlines() if line.strip()]
     errors = [line for line in told if re.match(r"(ERROR|E|npm error|npm ERR!)\b", line)] or told[-1:]
     raise DataError(
-        f"the {package} was not fetched, {Path(command[0]).name} said {errors[-1] if errors else 'nothing'!r}: "
-        "check the network, or leave this name out"
+        f"the {package} was not fetched, its client said {(errors or ['nothing'])[0]!r}: check the network, or leave "
+        "this name out"
     )
 
 

@@ -53,11 +53,11 @@ def write_japanese_names(archives: list[Path], folder: Path) -> Counts:
 
 
 def read_columns(table: str) -> Iterator[Sentence]:
-    """First and last column of each line; a blank line ends a sentence."""
+    """First and last column of each line; a blank line ends a sentence. Spaces inside of names are left out."""
     for block in re.split(r"\n[ \t\r]*\n", table):
-        rows = [line.rstrip("\r").split("\t") for line in block.split("\n") if line.strip()]
-        if rows:
-            yield [(row[0], row[-1]) for row in rows]
+        rows = [line.rstrip("\r").split("\t") for line in block.split("\n")]
+        if sentence := [(row[0], row[-1]) for row in rows if row[0].strip()]:
+            yield sentence
 
 
 def _write_sentences(folder: Path, sentences: Iterable[Sentence]) -> Counts:
