@@ -1,0 +1,1 @@
+"""Measurements against other tools, and the real data that they and the recipes use."""

@@ -1,0 +1,1 @@
+"""Real labelled data and small models out of pip, npm and apt packages, as files that the recipes read."""
