@@ -43,8 +43,8 @@ class Case:
 MATRIX = [
     Case("film", "accuracy", "majority", lora=("optim.lr=2e-3",)),
     Case("pos", "accuracy", "majority", lora=("optim.lr=2e-3",)),
-    Case("squad", "f1", "untrained", lora=("optim.lr=2e-3",)),
-    Case("translate", "bleu", "untrained", full=("optim.lr=2e-4",)),
+    Case("squad", "f1", "untrained", lora=("optim.lr=2e-3",), both=("train.max_steps=100",)),
+    Case("translate", "bleu", "untrained", full=("optim.lr=2e-4",), both=("train.max_steps=40",)),
 ]
 SINGLES = [
     Case("spam", "f1", "majority"),
