@@ -206,8 +206,15 @@ def _samples_of_run(
 
 
 def _samples_at(run: "Run", target: str, split: "Split", start: int, count: int) -> list[dict[str, Any]]:
+    from scaletrain.data.row_order import RowOrder
+
     if run.data is None:
         raise DataError(f"{target} reads a live source (data.source=huggingface): its samples cannot be shown again")
+    if isinstance(run.data, RowOrder):
+        raise DataError(
+            f"{target} is a fine-tuning run, whose rows are shown by its recipe: scaletrain preview "
+            f"{target}/recipe.yaml --from {start} --rows {count}"
+        )
     if split == "validation":
         return _decoded(run.data, split, _rows_from(run.data, split, start, count))
     samples = _decoded(run.data, split, run.rows_at(start, count))

@@ -65,7 +65,7 @@ class ExampleData:
         return None
 
     def identity(self) -> dict[str, Any]:
-        return {**self.prints, "shuffle": self.shuffle, "seed": self.seed}
+        return {**self.prints, "rows": len(self.training), "shuffle": self.shuffle, "seed": self.seed}
 
     def describe(self) -> list[str]:
         """As RunData."""

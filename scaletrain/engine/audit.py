@@ -6,11 +6,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from scaletrain.config.load import load_recipe, need_pretraining
+from scaletrain.config.finetune_schema import FinetuneRecipe
+from scaletrain.config.load import AnyRecipe, load_recipe
 from scaletrain.config.schema import Recipe
 from scaletrain.data.audit.fault import Fault
 from scaletrain.data.audit.order import SourceUse, Usage, compute_digests
 from scaletrain.data.mixture import SOURCE_SHIFT
+from scaletrain.data.row_order import RowOrder
 from scaletrain.data.training_data import TrainingData, open_training_data
 from scaletrain.engine.checkpoint import Found, changed_keys, read_manifest
 from scaletrain.engine.history import EVENTS, PASSED_OVER, History, Launch, past_weights, shown
@@ -35,11 +37,11 @@ class Claim:
 class Run:
     """A run folder about to be proven; `data` is None where there is no order to compute."""
 
-    recipe: Recipe
+    recipe: AnyRecipe
     history: History
     checkpoints: tuple[str, ...]
     claims: tuple[Claim, ...]
-    data: TrainingData | None
+    data: TrainingData | RowOrder | None
     record: Mapping[str, Any]
     state: RunState
 
@@ -68,7 +70,7 @@ class Run:
 
     def rows_at(self, start: int, count: int) -> list[tuple[str, int]]:
         """Source and row of the samples at positions start..start+count-1 of the run."""
-        assert self.data is not None
+        assert isinstance(self.data, TrainingData)
         ids = self.data.reading(self.record, self.state.samples_seen).order.ids(start, count)
         names, mask = list(self.data.row_counts()), (1 << SOURCE_SHIFT) - 1
         return [(names[sample >> SOURCE_SHIFT], sample & mask) for sample in ids.tolist()]
@@ -96,20 +98,25 @@ def open_run(folder: Path, overrides: Sequence[str] = ()) -> Run:
     """
     recipe_file = folder / "recipe.yaml"
     # An audit needs no DeepSpeed file, which may be gone since: any file does for the recipe's rules.
-    recipe = need_pretraining(load_recipe(recipe_file, overrides, str(recipe_file.absolute())), recipe_file)
+    recipe = load_recipe(recipe_file, overrides, str(recipe_file.absolute()))
     history = History()
     found = _read_manifests(folder / "checkpoints", history)  # before the events: a live run writes those later
     read_events(folder / EVENTS, history)
     state = max([RunState(), *(f.state for f in found), *history.saved.values()], key=lambda s: s.samples_seen)
     names = tuple(f.folder.name for f in found)
-    if recipe.data.source == "huggingface":
+    is_live = isinstance(recipe, Recipe) and recipe.data.source == "huggingface"
+    if is_live or (isinstance(recipe, FinetuneRecipe) and not found):  # its rows are told by checkpoints alone
         return Run(recipe, history, names, (), None, {}, state)
     for checkpoint in found:
         _compare_with_events(checkpoint, history)
     _compare_with_windows(folder / "checkpoints", history)
     records = [launch.record for launch in history.launches[-1:]] + [f.manifest["reading"] or {} for f in found[-1:]]
     record = records[-1] if records else {}
-    data = open_training_data(recipe.data, recipe.seed).renumbered(record)
+    data: TrainingData | RowOrder
+    if isinstance(recipe, Recipe):
+        data = open_training_data(recipe.data, recipe.seed).renumbered(record)
+    else:
+        data = RowOrder(found[-1].manifest["data"])
     same = [f for f in found if not _other_data(f, data, history)]
     claims = [Claim(where, s.samples_seen, s.sample_digest, launch.record) for where, launch, s in history.points]
     claims += [
@@ -209,8 +216,8 @@ def _compare_with_events(found: Found, history: History) -> None:
     batch = found.manifest["recipe"]["train"]["global_batch_size"]
     if history.batches.get(name, batch) != batch:
         history.faults.append(Fault(where, "samples a step", f"the recipe's {batch}", str(history.batches[name])))
-    length = found.manifest["data"]["context_length"]
-    if (tokens := (state.samples_seen - state.passed_over) * length) != state.tokens_seen:
+    length = found.manifest["data"].get("context_length")
+    if length is not None and (tokens := (state.samples_seen - state.passed_over) * length) != state.tokens_seen:
         right = f"{tokens:,}, which is {length} a sample"
         history.faults.append(Fault(where, "tokens_seen", right, f"{state.tokens_seen:,}"))
 
@@ -246,7 +253,7 @@ def _ends(windows: Sequence[Window], first: int) -> set[int]:
     return {next_sample(windows, first, batch) for batch in batches}
 
 
-def _other_data(found: Found, data: TrainingData, history: History) -> bool:
+def _other_data(found: Found, data: TrainingData | RowOrder, history: History) -> bool:
     """Whether the checkpoint is of other data than the recipe names now; each difference is a fault."""
     before, now = found.manifest["data"], json.loads(json.dumps(data.identity()))
     differing = changed_keys(before, now)
