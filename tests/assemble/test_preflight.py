@@ -9,8 +9,9 @@ from typing import IO
 
 import pytest
 
-from scaletrain.assemble import preflight, settle
+from scaletrain.assemble import preflight
 from scaletrain.assemble.preflight import Record
+from scaletrain.assemble.pretraining import settle_pretraining
 from scaletrain.assemble.settle import Settled
 from scaletrain.data.shards import Dataset
 from scaletrain.engine import run_folder
@@ -27,7 +28,7 @@ def _settle(folder: str) -> Settled:
     """The recipe in `folder`, at work there as the only rank of a node, with the run folder held by rank 0."""
     os.chdir(folder)
     os.environ.update(LOCAL_RANK="0", GROUP_RANK=str(dist.rank()))
-    settled = settle.settle_recipe(Path("recipe.yaml"), [], None)
+    settled = settle_pretraining(Path("recipe.yaml"), [], None)
     with dist.together():
         if settled.world.is_first:
             _held.append(run_folder.hold(Path(settled.recipe.run.dir)))

@@ -1,6 +1,6 @@
 """A task small enough to train in a test: next-token prediction on a made-up stream by a small MLP."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
@@ -10,7 +10,8 @@ from torch.nn import functional
 from scaletrain.data.rows import IGNORED, Batch
 from scaletrain.data.shuffle import Ids
 from scaletrain.model.init import Gather
-from scaletrain.tasks.task import Sums
+from scaletrain.tasks.scores.result import Scores
+from scaletrain.tasks.task import Evaluated, Prediction, Sums
 
 VOCAB, CONTEXT = 32, 8
 
@@ -56,8 +57,14 @@ class TinyTask:
                     values = torch.randn(parameter.shape, generator=torch.Generator().manual_seed(number)) * 0.1
                     parameter.copy_(values)
 
+    def learning_rate_scale(self, name: str) -> float:
+        return 1.0
+
     def rows(self, split: str) -> TinyRows:
         return TinyRows()
+
+    def tokens(self, batch: Batch) -> int:
+        return batch["input_ids"].numel()
 
     def weight(self, batch: Batch) -> int:
         return int((batch["labels"] != IGNORED).sum())
@@ -67,5 +74,9 @@ class TinyTask:
         loss = functional.cross_entropy(logits, batch["labels"].flatten(), ignore_index=IGNORED, reduction="sum")
         return {"loss": loss, "items": (batch["labels"] != IGNORED).sum()}
 
-    def metrics(self, sums: Mapping[str, float]) -> dict[str, float]:
-        return {"loss": sums["loss"] / sums["items"]}
+    def evaluate(self, model: nn.Module, batch: Batch) -> Evaluated:
+        return Evaluated(self.loss_sums(model, batch))
+
+    def metrics(self, sums: Mapping[str, float], predictions: Sequence[Prediction]) -> Scores:
+        assert not predictions
+        return Scores({"loss": sums["loss"] / sums["items"]})
