@@ -56,6 +56,7 @@ class Classify:
         return None
 
     def encode(self, examples: Sequence[Example], split: Split) -> Encoded:
+        del split
         texts = [example.values["text"] for example in examples]
         pairs = [example.values["pair"] for example in examples]
         second = [pair or "" for pair in pairs] if any(pairs) else None
@@ -76,7 +77,7 @@ class Classify:
             if keeps[number]
         ]
         done = "left out" if self.data.too_long == "skip" else "cut there"
-        notes = [f"{split}: {sum(long):,} texts longer than {longest} tokens are {done}"] if any(long) else []
+        notes = [f"{sum(long):,} texts longer than {longest} tokens are {done}"] if any(long) else []
         return Encoded(rows, notes)
 
     def _target(self, label: Any) -> Any:

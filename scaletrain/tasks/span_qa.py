@@ -202,7 +202,8 @@ def best_spans(start_BT: Tensor, end_BT: Tensor, is_context_BT: Tensor, longest:
 
 def _places(offsets: Sequence[tuple[int, int] | None], text: str, start: int) -> tuple[int, int]:
     """First and last token of the answer, or nowhere when it is not whole inside of this window."""
-    end = start + len(text)
+    start += len(text) - len(text.lstrip())
+    end = start + len(text.strip())
     inside = [at for at, place in enumerate(offsets) if place is not None and place[0] < end and place[1] > start]
     if not inside:
         return _NOWHERE, _NOWHERE

@@ -1,0 +1,118 @@
+"""The classic mistakes of fine-tuning, each a line at the start."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from scaletrain.assemble.finetuning import settle_finetuning
+from scaletrain.assemble.pretraining import settle_pretraining
+from scaletrain.errors import ScaleTrainError
+from tests.finetune.conftest import Write
+
+RULES = [
+    ("classify", ["model.quantize=4bit"], "model.quantize=4bit with adapter.kind=none: weights of so few bits cannot"),
+    ("sft", ["model.quantize=4bit", "adapter.kind=lora"], "model.quantize=4bit needs a GPU with bitsandbytes"),
+    ("sft", ["model.quantize=8bit", "adapter.kind=lora", "deepspeed=ds_configs/zero3.json"], "does not go with ZeRO"),
+    (
+        "sft",
+        ["adapter.kind=dora", "deepspeed=ds_configs/zero3.json"],
+        "adapter.kind=dora does not go with ZeRO stage 3",
+    ),
+    ("classify", ["data.max_length=500"], "data.max_length=500 is longer than the 128 positions of"),
+    ("sft", ["model.chat_template=null"], "the tokenizer has no chat template: set model.chat_template to chatml"),
+    (
+        "sft",
+        ["model.chat_template=none.jinja"],
+        "model.chat_template=none.jinja is neither chatml nor plain nor a file",
+    ),
+    ("tag", ["task.crf=true", "task.label_smoothing=0.1"], "task.label_smoothing=0.1 has no effect with task.crf=true"),
+    ("tag", ["task.crf=true", "task.word_label=all"], "task.word_label=all does not go with task.crf=true"),
+    ("classify", ["task.crf=true"], "task.crf=true has no effect with task.kind=classify: remove it (tag)"),
+    ("classify", ["task.multi_label=true", "task.regression=true"], "are both set: an example has labels or a number"),
+    ("classify", ["task.class_weights={blame: 2, spam: 1}"], "task.class_weights names spam, which is no label"),
+    (
+        "classify",
+        ["adapter.kind=lora", "model.freeze=embeddings"],
+        "model.freeze=embeddings has no effect with adapter",
+    ),
+    (
+        "classify",
+        ["adapter.kind=lora", "optim.layer_decay=0.9"],
+        "optim.layer_decay=0.9 has no effect with adapter.kind",
+    ),
+    ("sft", ["adapter.kind=prompt_tuning"], "puts its tokens before a row, so a row holds one example"),
+    ("tag", ["adapter.kind=prompt_tuning"], "adapter.kind=prompt_tuning does not go with task.kind=tag"),
+    ("classify", ["train.activation_checkpointing=selective"], "is for pretraining: use none or full"),
+    ("classify", ["evaluate.patience=2"], "evaluate.patience=2 waits for a better checkpoint.best_metric"),
+    (
+        "classify",
+        ["data.validation_share=null", "checkpoint.best_metric=f1"],
+        "needs an evaluation: set data.validation",
+    ),
+    ("sft", ["data.validation_share=null", "task.generate.metrics=[bleu]"], "task.generate.metrics need an evaluation"),
+    ("classify", ["train.max_steps=null"], "train.max_steps and train.max_tokens and train.max_epochs are not set"),
+    ("classify", ["train.max_epochs=2"], "both set the run's length: keep one and set the other to null"),
+    ("span_qa", ["data.stride=40"], "data.stride=40 is not less than half of data.max_length=64"),
+    ("sft", ["data.prompt='{question}'"], "data.prompt is set and data.response is not: give both templates, or none"),
+    ("classify", ["model.pad_token=[NOTHING]"], "model.pad_token="),
+    ("classify", ["adapter.knd=lora"], "adapter.knd=lora is unknown: did you mean adapter.kind?"),
+    ("classify", ["data.columns={text: review}"], "review"),
+    ("classify", ["task.labels=[blame]"], "praise"),
+]
+
+
+@pytest.mark.parametrize(("kind", "overrides", "line"), RULES, ids=[" ".join(rule[1]) for rule in RULES])
+def test_a_mistake_is_told_before_anything_loads(kind: str, overrides: list[str], line: str, write: Write) -> None:
+    model = "llama" if kind == "sft" else "bert"
+    with pytest.raises(ScaleTrainError) as told:
+        settle_finetuning(write(kind, model), overrides, None)
+    assert line in str(told.value)
+    assert "\n" not in str(told.value)
+
+
+def test_labels_that_training_lacks_are_named_with_their_place(write: Write, tmp_path: Path) -> None:
+    (tmp_path / "v.jsonl").write_text('{"text": "good", "label": "praise"}\n{"text": "bad", "label": "anger"}\n')
+    changes = ["data.validation_share=null", f"data.validation={tmp_path}/v.jsonl"]
+    with pytest.raises(ScaleTrainError, match=r"labels that data.train lacks: anger \(.*v.jsonl:2\)"):
+        settle_finetuning(write("classify", "bert"), changes, None)
+
+
+def changed(models: Path, folder: Path, change: Callable[[Path], None]) -> Path:
+    shutil.copytree(models / "llama", folder)
+    change(folder)
+    return folder
+
+
+def test_a_tokenizer_without_pad_and_end_is_told(write: Write, models: Path, tmp_path: Path) -> None:
+    def strip(folder: Path) -> None:
+        path = folder / "tokenizer_config.json"
+        kept = {k: v for k, v in json.loads(path.read_text()).items() if k not in ("pad_token", "eos_token")}
+        path.write_text(json.dumps(kept))
+
+    folder = changed(models, tmp_path / "m", strip)
+    with pytest.raises(ScaleTrainError, match="names neither a padding nor an end-of-text token: set model.pad_token"):
+        settle_finetuning(write("classify", "llama"), [f"model.path={folder}"], None)
+
+
+def test_a_decoder_pads_with_its_end_where_it_has_no_padding(write: Write, models: Path, tmp_path: Path) -> None:
+    def strip(folder: Path) -> None:
+        path = folder / "tokenizer_config.json"
+        kept = {k: v for k, v in json.loads(path.read_text()).items() if k != "pad_token"}
+        path.write_text(json.dumps(kept))
+
+    settled = settle_finetuning(
+        write("classify", "llama"), [f"model.path={changed(models, tmp_path / 'm', strip)}"], None
+    )
+    assert settled.job.config.pad_token_id == 5  # type: ignore[attr-defined]
+
+
+def test_each_program_sends_the_others_recipe_there(write: Write, tmp_path: Path) -> None:
+    with pytest.raises(ScaleTrainError, match="a fine-tuning recipe, it has a task section: run launch/finetune.py"):
+        settle_pretraining(write("classify", "bert"), [], None)
+    path = tmp_path / "p.yaml"
+    path.write_text("run: {dir: r}\ndata: {path: d}\nmodel: {preset: llama-tiny}\ntrain: {max_steps: 1}\n")
+    with pytest.raises(ScaleTrainError, match="a pretraining recipe, it has no task section: run launch/pretrain.py"):
+        settle_finetuning(path, [], None)
