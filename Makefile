@@ -38,7 +38,7 @@ check: $(VENV)/.has-dev $(VENV)/.has-test
 	$(MAKE) test
 
 test-cluster: $(VENV)/.has-test
-	$(BIN)/python -m pytest -m cluster tests/cluster $(PYTEST_FLAGS)
+	$(BIN)/python -m pytest -m 'cluster and not slow' tests/cluster $(PYTEST_FLAGS)
 
 bench: $(VENV)/.has-bench
 	$(BIN)/python benchmarks/throughput.py

@@ -20,8 +20,6 @@ class Generation(Section):
     tokenizer: Literal["13a", "intl", "char", "zh", "ja-mecab", "ko-mecab", "none"] = "13a"
     """What finds the words of BLEU, by sacrebleu's names: 13a for languages with spaces between words."""
     max_new_tokens: Positive = 128
-    max_samples: Positive | None = None
-    """Examples that answers are written for, the first ones; default: all that are evaluated."""
     temperature: Annotated[Real, Field(ge=0)] = 0.0
     """0: always the likeliest token."""
     num_beams: Positive = 1

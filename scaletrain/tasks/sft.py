@@ -116,7 +116,7 @@ class Sft:
         if not self._conversations:
             return Evaluated(sums)
         wanted = self.task.generate
-        rows = [row if row < (wanted.max_samples or math.inf) else -1 for row in batch["row"].tolist()]
+        rows = batch["row"].tolist()
         prompts = [self._conversations[row].prompt if row >= 0 else [] for row in rows]
         said = write_answers(model, self.tokenizer, prompts, wanted, batch["input_ids"].device)
         predictions = [

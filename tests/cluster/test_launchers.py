@@ -4,6 +4,7 @@ import os
 import re
 import shutil
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -83,6 +84,29 @@ def test_torchrun_on_hosts_whose_own_names_are_loopback(slurm: Slurm, run: Run, 
     )
     assert [program.returncode for program in programs] == [0, 0]
     assert run.events("start")[0]["hosts"] == ["n1", "n2"]
+    assert run.losses() == pytest.approx(whole.losses(), rel=1e-4)
+
+
+@pytest.mark.slow
+def test_torchrun_started_again_with_a_replaced_node_goes_on(slurm: Slurm, run: Run, whole: Run) -> None:
+    def start(number: int, name: str) -> "subprocess.Popen[bytes]":
+        words = ("torchrun", "--nnodes=2", "--nproc_per_node=1", f"--node_rank={number}", "--master_addr=n1")
+        settings = run.arguments("guard.hang_seconds=10")
+        return run.start_on(slurm.nodes[number], *words, PROGRAM, *settings, log=run.folder / f"{name}.txt")
+
+    slurm.machines.slow_down()
+    left, _ = start(0, "left"), start(1, "lost")
+    run.reach(12)
+    slurm.machines.power_off(slurm.n2)
+    slurm.machines.speed_up()
+    wait_until(lambda: left.poll() is not None and not run.ranks(), 90, run.said)
+    assert left.returncode != 0
+    assert "nothing is heard of rank 1 on n2" in (run.folder / "left.txt").read_text(encoding="utf-8")
+    slurm.start_node(slurm.n2)
+    programs = [start(0, "first"), start(1, "new")]
+    wait_until(lambda: all(program.poll() is not None for program in programs), 240, run.said)
+    assert [program.returncode for program in programs] == [0, 0]
+    assert run.events("resume")[-1]["step"] >= 10
     assert run.losses() == pytest.approx(whole.losses(), rel=1e-4)
 
 

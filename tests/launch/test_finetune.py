@@ -73,6 +73,7 @@ def test_a_classifier_trains_is_evaluated_and_exported(place: Path, tmp_path: Pa
     assert (audited.code, "each row once an epoch" in audited.out) == (0, True), audited.out
 
 
+@pytest.mark.slow
 def test_a_lora_at_stage_3_of_two_ranks_is_resumed_and_leaves_its_adapter(place: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     how = [
@@ -107,6 +108,7 @@ def test_a_lora_at_stage_3_of_two_ranks_is_resumed_and_leaves_its_adapter(place:
     assert answer[0].out == answer[1].out
 
 
+@pytest.mark.slow
 def test_a_run_without_progress_ends_early_and_stays_ended(place: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     how = ["checkpoint.best_metric=loss", "evaluate.every_steps=2", "evaluate.patience=1", "optim.lr=1e-12"]
