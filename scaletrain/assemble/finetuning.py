@@ -25,6 +25,7 @@ from scaletrain.engine.checkpoint import Found
 from scaletrain.errors import ConfigError
 from scaletrain.model.adapters import need_peft
 from scaletrain.model.count import short_count
+from scaletrain.model.families import check_packable, judges_by_last_token
 from scaletrain.model.network import build_network, find_model, folder_print, longest_row, read_config
 from scaletrain.tasks.finetune import Finetune
 from scaletrain.tasks.kind import Kind
@@ -131,14 +132,29 @@ def open_job(recipe: FinetuneRecipe, launch: Launch) -> Finetuning:
     folder = find_model(recipe.model.path, recipe.model.revision)
     tokenizer = load_text_tokenizer(recipe.model, folder)
     plain = read_config(folder, {})
-    positions = longest_row(plain)
-    if positions is not None and recipe.data.max_length > positions:
-        raise ConfigError(
-            f"data.max_length={recipe.data.max_length} is longer than the {positions:,} positions of {folder}: lower it"
-        )
+    _check_model(recipe, plain, folder)
     kind, data = open_examples(recipe, tokenizer)
     config = read_config(folder, kind.config(), recipe.model.dropout)
     return Finetuning(recipe, kind, config, folder, DTYPES[launch.precision], data)
+
+
+def _check_model(recipe: FinetuneRecipe, config: Any, folder: Path) -> None:
+    """ConfigError for what the model cannot do."""
+    task, is_prompt = recipe.task.kind, recipe.adapter.kind == "prompt_tuning"
+    positions, extra = longest_row(config), recipe.adapter.virtual_tokens if is_prompt else 0
+    if positions is not None and recipe.data.max_length + extra > positions:
+        more = f" with adapter.virtual_tokens={extra}" if extra else ""
+        raise ConfigError(
+            f"data.max_length={recipe.data.max_length}{more} is longer than the {positions:,} positions of {folder}: "
+            "lower it"
+        )
+    if task == "sft" and recipe.data.packing:
+        check_packable(config.model_type)
+    if task == "classify" and is_prompt and judges_by_last_token(config):
+        raise ConfigError(
+            f"adapter.kind=prompt_tuning does not go with task.kind=classify of a decoder (model_type="
+            f"{config.model_type}): transformers would judge a row by its padding; use lora"
+        )
 
 
 def _check_libraries(recipe: FinetuneRecipe, device: torch.device) -> None:

@@ -75,6 +75,13 @@ def _config(peft: Any, adapter: Adapter, head: Head, tokenizer: Path | None) -> 
     )
 
 
+def virtual_tokens(model: Any) -> int:
+    """Tokens that an adapter puts before each row: its logits begin with theirs."""
+    if not hasattr(model, "peft_config"):
+        return 0
+    return int(getattr(model.active_peft_config, "num_virtual_tokens", None) or 0)
+
+
 def _no_targets(model: nn.Module, adapter: Adapter) -> str:
     kinds = sorted({name.rpartition(".")[2] for name, m in model.named_modules() if type(m).__name__ in _LINEAR})
     told = f"adapter.targets={_shown(adapter)} names no layer of this model"

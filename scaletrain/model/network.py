@@ -96,18 +96,24 @@ def build_network(config: Any, head: Head, dtype: torch.dtype, extra: nn.Module 
     auto: Any = getattr(transformers, AUTO_CLASSES[head])
     try:
         with initialization.no_init_weights():
-            model = auto.from_config(config, dtype=dtype, attn_implementation="sdpa")
+            model = _with_attention(auto, config, dtype)
     except ValueError as error:
-        if "attn_implementation" in str(error) or "scaled_dot_product" in str(error):
-            with initialization.no_init_weights():
-                model = auto.from_config(config, dtype=dtype)
-        else:
-            raise ConfigError(
-                f"model.path: transformers has no {AUTO_CLASSES[head]} for model_type={config.model_type}: choose a "
-                "model of another family, or another task.kind"
-            ) from error
+        raise ConfigError(
+            f"model.path: transformers has no {AUTO_CLASSES[head]} for model_type={config.model_type}: choose a "
+            "model of another family, or another task.kind"
+        ) from error
     model.tie_weights()  # left out with the initialisation
     return Network(model, extra)
+
+
+def _with_attention(auto: Any, config: Any, dtype: torch.dtype) -> Any:
+    """With torch's fused attention, or where a family has none (Gemma 2, GPT-Neo) with its own."""
+    try:
+        return auto.from_config(config, dtype=dtype, attn_implementation="sdpa")
+    except ValueError as error:
+        if "scaled_dot_product_attention" not in str(error):
+            raise
+        return auto.from_config(config, dtype=dtype, attn_implementation="eager")  # the config holds the other by now
 
 
 def load_quantized(config: Any, head: Head, folder: Path, bits: str, dtype: torch.dtype) -> Network:

@@ -8,6 +8,7 @@ from torch import nn
 
 from scaletrain.config.finetune_schema import Generation
 from scaletrain.data.encoded_rows import padded
+from scaletrain.model.adapters import virtual_tokens
 from scaletrain.model.network import Network
 
 
@@ -19,15 +20,21 @@ def write_answers(
     Under ZeRO-3 each new token gathers the weights anew, and ranks whose answers are done go on until all are.
     """
     network: Any = model if isinstance(model, Network) else model.module
-    causal = network.model
+    causal, virtual = network.model, virtual_tokens(network.model)
     start = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.pad_token_id
     ids = padded([list(prompt) or [start] for prompt in prompts], tokenizer.pad_token_id, left=True).to(device)
     mask = padded([[1] * max(1, len(prompt)) for prompt in prompts], 0, left=True).to(device)
     is_split = any(hasattr(parameter, "ds_id") for parameter in causal.parameters())
     sampling = {"do_sample": True, "temperature": wanted.temperature} if wanted.temperature else {"do_sample": False}
     with torch.no_grad():
+        given = {"input_ids": ids}
+        if virtual:  # PEFT's own generate gives the tokens after them other positions than training does
+            prompt_BVH = causal.get_prompt(batch_size=len(ids))
+            causal = causal.get_base_model()
+            given = {"inputs_embeds": torch.cat([prompt_BVH, causal.get_input_embeddings()(ids)], dim=1)}
+            mask = torch.cat([mask.new_ones(len(ids), virtual), mask], dim=1)
         out = causal.generate(
-            input_ids=ids,
+            **given,
             attention_mask=mask,
             max_new_tokens=wanted.max_new_tokens,
             num_beams=wanted.num_beams,
@@ -37,5 +44,5 @@ def write_answers(
             use_cache=True,
             **sampling,
         )
-    new = out[:, ids.shape[1] :].tolist()
+    new = (out if virtual else out[:, ids.shape[1] :]).tolist()
     return [text.strip() for text in tokenizer.batch_decode(new, skip_special_tokens=True)]

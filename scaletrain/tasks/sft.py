@@ -21,6 +21,7 @@ from scaletrain.data.packing import pack_documents
 from scaletrain.data.rows import IGNORED, Batch
 from scaletrain.data.shards import Split
 from scaletrain.data.text_tokenizer import need_chat_template, token_texts
+from scaletrain.model.adapters import virtual_tokens
 from scaletrain.model.network import Head, Network
 from scaletrain.tasks.generation import write_answers
 from scaletrain.tasks.kind import Encoded, Shown
@@ -103,7 +104,10 @@ class Sft:
         if not len(kept):
             kept = torch.zeros(1, dtype=torch.int64, device=kept.device)  # a padding row: a pass as of any other
         logits_BKV = network.model(
-            input_ids=batch["input_ids"], position_ids=batch["positions"], use_cache=False, logits_to_keep=kept
+            input_ids=batch["input_ids"],
+            position_ids=batch["positions"],
+            use_cache=False,
+            logits_to_keep=kept + virtual_tokens(network.model),
         ).logits
         logits_NV, targets_N = logits_BKV[is_target_BT[:, kept]], targets_BT[is_target_BT]
         loss = logits_BKV.sum() * 0.0 if not len(targets_N) else F.cross_entropy(

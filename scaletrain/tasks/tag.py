@@ -4,7 +4,7 @@ B rows, T tokens, W words of a row, C labels.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -60,11 +60,11 @@ class Tag:
             return_overflowing_tokens=True, stride=stride,
         )  # fmt: skip
         of_example = encoded["overflow_to_sample_mapping"]
-        windows = [_Window(ids, encoded.word_ids(n)) for n, ids in enumerate(encoded["input_ids"])]
         rows: list[Row] = []
         for number, first, last in _runs(of_example):
             tags = [self._numbers[tag] for tag in examples[number].values["tags"]]
-            rows += self._rows(number, windows[first:last], tags)
+            windows = _windows([(encoded["input_ids"][n], encoded.word_ids(n)) for n in range(first, last)], stride)
+            rows += self._rows(number, windows, tags)
         several = len(rows) - len(examples)
         notes = [f"{several:,} rows more than sentences, which are longer than data.max_length"] if several > 0 else []
         lost = sum(len(e.values["tags"]) for e in examples) - sum(sum(row["is_own"]) for row in rows)
@@ -73,8 +73,10 @@ class Tag:
         return Encoded(rows, notes)
 
     def _rows(self, number: int, windows: Sequence["_Window"], tags: Sequence[int]) -> Iterator[Row]:
-        spans = [(window.firsts[0][0], window.firsts[-1][0] + 1) for window in windows if window.firsts]
-        own = owners(spans, max((end for _, end in spans), default=0))
+        # A word that gives no token has no place among those that do.
+        place_of = {word: at for at, word in enumerate(sorted({word for w in windows for word, _ in w.firsts}))}
+        spans = [(place_of[window.firsts[0][0]], place_of[window.firsts[-1][0]] + 1) for window in windows]
+        own = owners(spans, len(place_of))
         for place, window in enumerate(windows):
             yield {
                 "input_ids": window.ids,
@@ -82,7 +84,7 @@ class Tag:
                 "words": [word for word, _ in window.firsts],
                 "places": [at for _, at in window.firsts],
                 "tags": [tags[word] for word, _ in window.firsts],
-                "is_own": [own[word] == place for word, _ in window.firsts],
+                "is_own": [bool(own[place_of[word]] == place) for word, _ in window.firsts],
                 "subwords": [IGNORED if word is None else tags[word] for word in window.word_ids],
             }
 
@@ -183,14 +185,31 @@ class Tag:
         return {"labels": list(self.labels)}
 
 
-class _Window:
-    """Token ids of a row, the word of each, and the first token of each word that begins in it."""
+class _Window(NamedTuple):
+    """Token ids of a row, the word of each, and (word, place) of the first token of each word that begins in it."""
 
-    def __init__(self, ids: list[int], word_ids: list[int | None]) -> None:
-        self.ids, self.word_ids = ids, word_ids
-        self.firsts = [
-            (word, at) for at, word in enumerate(word_ids) if word is not None and (not at or word_ids[at - 1] != word)
-        ]
+    ids: list[int]
+    word_ids: list[int | None]
+    firsts: list[tuple[int, int]]
+
+
+def _windows(encoded: Sequence[tuple[list[int], list[int | None]]], stride: int) -> list[_Window]:
+    """The windows over a sentence in which a word begins. One may begin inside of a word: that piece bears no label."""
+    found: list[_Window] = []
+    before: int | None = None  # the word of the token before this window, of which it is a piece if it is of that word
+    for ids, word_ids in encoded:
+        firsts, last = [], before
+        for at, word in enumerate(word_ids):
+            if word is None:
+                continue
+            if word != last:
+                firsts.append((word, at))
+            last = word
+        if firsts:
+            found.append(_Window(ids, word_ids, firsts))
+        words = [word for word in word_ids if word is not None]
+        before = words[-stride - 1] if len(words) > stride else None
+    return found
 
 
 def _runs(numbers: Sequence[int]) -> Iterator[tuple[int, int, int]]:

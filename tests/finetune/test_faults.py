@@ -43,6 +43,16 @@ RULES = [
         ["adapter.kind=lora", "optim.layer_decay=0.9"],
         "optim.layer_decay=0.9 has no effect with adapter.kind",
     ),
+    (
+        "sft",
+        ["adapter.kind=prompt_tuning", "data.packing=false", "data.max_length=120"],
+        "data.max_length=120 with adapter.virtual_tokens=20 is longer than the 128 positions of",
+    ),
+    (
+        "sft",
+        ["adapter.kind=prompt_tuning", "data.packing=false", "model.quantize=4bit"],
+        "adapter.kind=prompt_tuning with model.quantize=4bit is not supported: use lora",
+    ),
     ("sft", ["adapter.kind=prompt_tuning"], "puts its tokens before a row, so a row holds one example"),
     ("tag", ["adapter.kind=prompt_tuning"], "adapter.kind=prompt_tuning does not go with task.kind=tag"),
     ("classify", ["train.activation_checkpointing=selective"], "is for pretraining: use none or full"),
@@ -71,6 +81,23 @@ def test_a_mistake_is_told_before_anything_loads(kind: str, overrides: list[str]
         settle_finetuning(write(kind, model), overrides, None)
     assert line in str(told.value)
     assert "\n" not in str(told.value)
+
+
+def test_a_tuned_prompt_does_not_classify_with_a_decoder(write: Write) -> None:
+    how = ["adapter.kind=prompt_tuning", "data.max_length=32"]
+    with pytest.raises(ScaleTrainError, match=r"task.kind=classify of a decoder \(model_type=llama\): .*; use lora"):
+        settle_finetuning(write("classify", "llama"), how, None)
+    assert settle_finetuning(write("classify", "bert"), how, None)
+
+
+def test_packing_is_refused_where_a_family_would_mix_examples(write: Write, models: Path, tmp_path: Path) -> None:
+    def rename(folder: Path) -> None:
+        (folder / "config.json").write_text('{"model_type": "opt", "max_position_embeddings": 128}')
+
+    folder = changed(models, tmp_path / "m", rename)
+    with pytest.raises(ScaleTrainError, match="data.packing=true: model_type=opt is not known to keep"):
+        settle_finetuning(write("sft", "llama"), [f"model.path={folder}"], None)
+    assert settle_finetuning(write("sft", "llama"), [f"model.path={folder}", "data.packing=false"], None)
 
 
 def test_labels_that_training_lacks_are_named_with_their_place(write: Write, tmp_path: Path) -> None:

@@ -5,7 +5,9 @@ from typing import Any
 
 import pytest
 import torch
-from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from hypothesis import given
+from hypothesis import strategies as st
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
 from scaletrain.config.finetune_schema import FinetuneData, TaskSection
@@ -19,10 +21,11 @@ LABELS = ("O", "B-PER", "I-PER")
 
 
 def pieces() -> Any:
-    """WordPiece: a word of k letters is k tokens."""
+    """WordPiece: a word of k letters is k tokens, and a zero-width space is none."""
     letters = [chr(code) for code in range(ord("a"), ord("z") + 1)]
     vocab = {t: n for n, t in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", *letters, *(f"##{x}" for x in letters)])}
     backend = Tokenizer(models.WordPiece(vocab, unk_token="[UNK]"))
+    backend.normalizer = normalizers.Replace("\u200b", "")
     backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     backend.post_processor = processors.TemplateProcessing(
         single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
@@ -93,6 +96,26 @@ def test_each_word_of_a_long_sentence_is_judged_once(crf: bool) -> None:
         assert [said[n] for n in range(len(words))] == list(sentence(*words).values["tags"])
     found = kind.metrics({name: float(value) for name, value in sums.items()}, predictions)
     assert set(kind.metric_names) >= set(found.values)
+
+
+WORD = st.one_of(st.just("\u200b"), st.text("abxyz", min_size=1, max_size=25))
+
+
+@given(st.lists(WORD, min_size=1, max_size=12), st.integers(8, 16), st.integers(0, 3))
+def test_a_label_stands_at_its_words_first_piece_in_every_window(words: list[str], room: int, stride: int) -> None:
+    """However words are cut, and though some give no token."""
+    kind = tag(max_length=room, stride=stride)
+    example = sentence(*words)
+    rows, notes = kind.encode([example], "train")
+    for row in rows:
+        assert [row["input_ids"][place] for place in row["places"]] == [
+            kind.tokenizer.convert_tokens_to_ids(words[word][0]) for word in row["words"]
+        ]
+        assert [kind.labels[t] for t in row["tags"]] == [example.values["tags"][word] for word in row["words"]]
+    own = [word for row in rows for word, mine in zip(row["words"], row["is_own"], strict=True) if mine]
+    assert sorted(own) == [number for number, word in enumerate(words) if word != "\u200b"]
+    lost = len(words) - len(own)
+    assert any("give no token" in note for note in notes) == bool(lost)
 
 
 def test_tags_are_bio_when_all_are() -> None:
