@@ -208,6 +208,36 @@ def test_what_a_client_says_is_told_in_one_line(monkeypatch: pytest.MonkeyPatch,
     assert not list((tmp_path / "cache").iterdir())
 
 
+def test_a_debian_package_that_cannot_be_read_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    package = tmp_path / "help.deb"
+    package.touch()
+    client(tmp_path / "bin", "dpkg-deb", "echo 'dpkg-deb: error: unexpected end of file' >&2; exit 2")
+    monkeypatch.setenv("PATH", str(tmp_path / "bin"), prepend=":")
+    with pytest.raises(DataError, match=f"{package} is damaged, dpkg-deb said '.*end of file': remove it to fetch it"):
+        list(members(package, ".*"))
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(DataError, match="dpkg-deb is not on PATH and reads help.deb: install dpkg, or leave this"):
+        list(members(package, ".*"))
+
+
+def test_an_apt_without_sources_is_told_from_any_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A relative cache holds apt's folders too, though apt runs elsewhere."""
+    own = "for option; do case $option in -oDir::State=*) test -d ${option#*=} || exit 1;; esac; done"
+    client(tmp_path / "bin", "apt-get", own)
+    monkeypatch.setenv("PATH", str(tmp_path / "bin"), prepend=":")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(DataError, match="apt has no source of packages to describe: name one in /etc/apt, or leave"):
+        fetch(SETS["descriptions"].packages[0], Path("cache"))
+    assert not (tmp_path / "cache" / "descriptions.txt").exists()
+
+
+def test_an_output_that_is_a_file_is_told_before_anything_is_fetched(tmp_path: Path) -> None:
+    (tmp_path / "out").touch()
+    with pytest.raises(DataError, match=f"the output {tmp_path / 'out'} is not a folder: name a folder, or one that"):
+        build("brown-pos", tmp_path / "out", tmp_path / "cache")
+    assert not (tmp_path / "cache").exists()
+
+
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "benchmarks.real_data", *arguments]
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)

@@ -17,6 +17,7 @@ _APT_HELPER = "/usr/lib/apt/apt-helper"  # reads lists however apt packs them
 
 def fetch(package: Package, cache: Path) -> Path:
     """The package's file in the folder `cache`, downloaded if it is missing, and checked each time."""
+    cache = cache.absolute()  # the clients run in other folders
     path = cache / package.file
     if path.exists():
         check(package, path, place=path)
@@ -57,6 +58,8 @@ def _apt_descriptions(package: Package, folder: Path, cache: Path) -> Path:
     """The English descriptions of all packages in the machine's own sources, one list after the other."""
     targets = ["indextargets", "--format", "$(FILENAME)", "Created-By: Translations"]
     lists = _run(package, [_program("apt-get", package), *_update_apt(package, cache), *targets], folder)
+    if not lists.strip():
+        raise DataError("apt has no source of packages to describe: name one in /etc/apt, or leave this name out")
     path = folder / package.file
     texts = [_run(package, [_APT_HELPER, "cat-file", name], folder) for name in sorted(lists.splitlines())]
     path.write_text("\n".join(texts), encoding="utf-8")

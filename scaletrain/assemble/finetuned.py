@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import ValidationError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -22,6 +23,7 @@ from scaletrain.errors import CheckpointError, ConfigError
 from scaletrain.model.adapters import add_adapter, write_adapter
 from scaletrain.model.init import whole_parameter
 from scaletrain.model.network import Network, build_network, find_model, read_config
+from scaletrain.runtime.files import allow_reading
 from scaletrain.tasks.finetune import Finetune
 
 RECORD = "scaletrain.json"  # in an exported folder: the recipe and the labels
@@ -44,12 +46,22 @@ def is_finetuned(found: Found) -> bool:
     return "task" in found.manifest["recipe"]
 
 
+def _recipe_of(found: Found) -> FinetuneRecipe:
+    try:
+        return FinetuneRecipe.model_validate(found.manifest["recipe"])
+    except ValidationError as error:
+        name = ".".join(map(str, error.errors()[0]["loc"]))
+        raise CheckpointError(
+            f"{found.folder}: its recipe is of another version of scaletrain ({name}): use that version"
+        ) from error
+
+
 def open_finetuned(found: Found, dtype: torch.dtype | None = None) -> Finetuned:
     """From a checkpoint, by default in the precision of its training: the recipe's base model with what was trained.
 
     CheckpointError when the base model is not there any more.
     """
-    recipe, trained_in = FinetuneRecipe.model_validate(found.manifest["recipe"]), found.manifest["layout"]["precision"]
+    recipe, trained_in = _recipe_of(found), found.manifest["layout"]["precision"]
     dtype = dtype or DTYPES[trained_in]
     tokenizer_folder = found.folder.parent.parent / "tokenizer"
     labels = tuple(found.manifest["model"].get("labels") or ())
@@ -130,6 +142,7 @@ def write_finetuned(folder: Path, model: Finetuned, dtype: torch.dtype) -> None:
         "precision": model.trained_in,
     }
     (partial / RECORD).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    allow_reading(partial)
     shutil.rmtree(folder, ignore_errors=True)
     partial.rename(folder)
 
@@ -145,6 +158,7 @@ def write_trained_adapter(task: Finetune, found: Found, folder: Path) -> None:
     write_adapter(partial, wrapped, trained, task.recipe.model.path)
     if extra:
         save_file(extra, partial / EXTRA)
+    allow_reading(partial)
     shutil.rmtree(folder, ignore_errors=True)
     partial.rename(folder)
 
@@ -155,7 +169,7 @@ def _split(weights: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
 
 def write_adapter_folder(folder: Path, found: Found) -> None:
     """The adapter of a checkpoint alone, with its tokenizer. ConfigError when the run trained none."""
-    recipe = FinetuneRecipe.model_validate(found.manifest["recipe"])
+    recipe = _recipe_of(found)
     if recipe.adapter.kind == "none":
         raise ConfigError(f"{found.folder} has no adapter, all its weights were trained: export it without --adapter")
     labels = tuple(found.manifest["model"].get("labels") or ())

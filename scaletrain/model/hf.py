@@ -18,6 +18,7 @@ from scaletrain.model.gpt import GPT
 from scaletrain.model.hf_config import architecture_from_hf, hf_config
 from scaletrain.model.hf_weights import find_name, from_hf, pieces, read_piece, to_hf
 from scaletrain.model.init import Gather, whole_parameter
+from scaletrain.runtime.files import allow_reading
 
 __all__ = ["architecture_from_hf", "from_hf", "hf_config", "load_weights", "to_hf", "to_hf_model", "write_folder"]
 
@@ -96,6 +97,7 @@ def write_folder(
     partial.mkdir(parents=True)
     try:
         _write_files(partial, arch, state, dtype, eos_id, bos_id, tokenizer_dir)
+        allow_reading(partial)
     except OSError as error:
         shutil.rmtree(partial, ignore_errors=True)
         raise OSError(error.errno, error.strerror, str(error.filename2 or error.filename or folder)) from error

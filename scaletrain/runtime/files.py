@@ -53,3 +53,12 @@ def hash_file(path: Path) -> str:
         while block := file.read(_BLOCK):
             digest.update(block)
     return digest.hexdigest()
+
+
+def allow_reading(folder: Path) -> None:
+    """Gives the files of a folder the rights that this process's new files have: safetensors keeps its own private."""
+    mask = os.umask(0)
+    os.umask(mask)
+    for path in folder.iterdir():
+        if path.is_file():
+            path.chmod(0o666 & ~mask)

@@ -161,7 +161,7 @@ def broken(step, *rest):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), '/local/cache')
     return lr_at(step, *rest)
 trainer.lr_at = broken
-leave(report_exit(main(sys.argv[1:-1])))
+leave(report_exit(main('pretrain', sys.argv[1:-1])))
 """
 
 

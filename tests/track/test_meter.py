@@ -28,8 +28,8 @@ def test_rates_are_means_since_the_last_reading() -> None:
 
 
 def test_without_a_peak_no_mfu_is_told() -> None:
-    meter = Meter(10, 1.0, None)
-    meter.add(1000, 1.0, 0.0)
+    meter = Meter(1.0, None)
+    meter.add(1000, 1.0, 0.0, float)
     assert meter.read()["mfu"] is None
 
 
