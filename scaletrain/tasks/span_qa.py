@@ -149,7 +149,8 @@ class SpanQa:
         for number, one in best.items():
             first, last = one["span"]
             is_answered = not self._has_unanswerable or one["score"] - nothing[number] > self.task.null_threshold
-            found[number] = self._examples[number].values["context"][first:last] if is_answered else ""
+            text = self._examples[number].values["context"][first:last]
+            found[number] = text.strip() if is_answered else ""  # some tokenizers count a space to the word after it
         return found
 
     def metrics(self, sums: Mapping[str, float], predictions: Sequence[Prediction]) -> Scores:

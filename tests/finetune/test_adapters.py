@@ -61,6 +61,37 @@ def test_a_written_adapter_is_read_by_peft_and_computes_the_same(
         assert (output(merged) - before).abs().max() < 1e-5
 
 
+KINDS = ["lora", "dora", "rslora", "ia3"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("model", "head"), [("bert", "sequence"), ("gpt2", "causal"), ("llama", "token")])
+def test_only_new_weights_and_the_head_are_trained(kind: str, model: str, head: Head, models: Path) -> None:
+    base = loaded(models, model, head)
+    wrapped = add_adapter(base, Adapter(kind=kind, rank=4), head, 3, models / model)
+    before = {name: p.detach().clone() for name, p in wrapped.named_parameters()}
+    found = wrapped(input_ids=INPUT).logits
+    optimizer = torch.optim.SGD([p for p in wrapped.parameters() if p.requires_grad], lr=0.5)
+    found.float().pow(2).sum().backward()
+    optimizer.step()
+    moved = {name for name, p in wrapped.named_parameters() if not torch.equal(p, before[name])}
+    assert moved
+    assert all("lora_" in name or "ia3_" in name or "modules_to_save" in name for name in moved), moved
+    assert any("modules_to_save" in name for name in moved) == (head != "causal")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("model", ["llama", "gpt2"])
+def test_an_adapter_begins_without_effect_and_is_merged_without_one(kind: str, model: str, models: Path) -> None:
+    plain = output(loaded(models, model, "causal").eval())
+    fresh = add_adapter(loaded(models, model, "causal"), Adapter(kind=kind, rank=4), "causal", 3, models / model)
+    assert (output(fresh.eval()) - plain).abs().max() < 1e-6
+    wrapped = stirred(models, model, "causal", Adapter(kind=kind, rank=4))
+    adapted = output(wrapped)
+    assert (adapted - plain).abs().max() > 1e-3
+    assert (output(wrapped.merge_and_unload(safe_merge=True)) - adapted).abs().max() < 1e-5
+
+
 def test_equal_seeds_begin_with_equal_weights(models: Path) -> None:
     first, second, other = (
         dict(add_adapter(loaded(models, "bert", "sequence"), Adapter(kind="lora"), "sequence", seed).named_parameters())

@@ -9,7 +9,9 @@ import pytest
 
 from scaletrain.assemble.finetuning import settle_finetuning
 from scaletrain.assemble.pretraining import settle_pretraining
-from scaletrain.errors import ScaleTrainError
+from scaletrain.commands.train import main
+from scaletrain.errors import EXIT_USER, ScaleTrainError
+from tests.conftest import ROOT, run_program
 from tests.finetune.conftest import Write
 
 RULES = [
@@ -75,12 +77,43 @@ RULES = [
 
 
 @pytest.mark.parametrize(("kind", "overrides", "line"), RULES, ids=[" ".join(rule[1]) for rule in RULES])
-def test_a_mistake_is_told_before_anything_loads(kind: str, overrides: list[str], line: str, write: Write) -> None:
-    model = "llama" if kind == "sft" else "bert"
-    with pytest.raises(ScaleTrainError) as told:
-        settle_finetuning(write(kind, model), overrides, None)
-    assert line in str(told.value)
-    assert "\n" not in str(told.value)
+def test_a_mistake_is_one_line_before_anything_loads(
+    kind: str, overrides: list[str], line: str, write: Write, capfd: pytest.CaptureFixture[str]
+) -> None:
+    recipe = write(kind, "llama" if kind == "sft" else "bert")
+    capfd.readouterr()
+    assert main("finetune", [str(recipe), *overrides]) == EXIT_USER
+    told = capfd.readouterr().err
+    assert line in told
+    assert (told.startswith("error: "), told.count("\n")) == (True, 1), told
+
+
+@pytest.mark.parametrize(
+    ("kind", "override", "line"),
+    [
+        (
+            "sft",
+            ["adapter.kind=lora", "adapter.targets=[attention_x]"],
+            "adapter.targets=[attention_x] names no layer of",
+        ),
+        (
+            "sft",
+            ["model.freeze=all_but_head"],
+            "model.freeze=all_but_head leaves nothing to train: the head shares its",
+        ),
+        (
+            "classify",
+            ["checkpoint.best_metric=bleu"],
+            "checkpoint.best_metric=bleu is no value of an evaluation: choose",
+        ),
+    ],
+)
+def test_a_mistake_that_shows_when_the_model_is_built_is_one_line_too(
+    kind: str, override: list[str], line: str, write: Write
+) -> None:
+    done = run_program("launch/finetune.py", write(kind, "llama"), *override, PYTHONPATH=str(ROOT))
+    assert (done.code, done.err.count("\n")) == (EXIT_USER, 1), done.err
+    assert done.err.startswith(f"error: {line}"), done.err
 
 
 def test_a_tuned_prompt_does_not_classify_with_a_decoder(write: Write) -> None:

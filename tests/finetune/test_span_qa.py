@@ -1,5 +1,6 @@
 """Answers in texts: places found again, windows, and the best span."""
 
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -7,6 +8,9 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from tokenizers import Tokenizer, pre_tokenizers, processors, trainers
+from tokenizers import models as bpe
+from transformers import PreTrainedTokenizerFast
 
 from scaletrain.config.finetune_schema import FinetuneData, FinetuneModel, TaskSection
 from scaletrain.data.examples.example import Example
@@ -38,6 +42,44 @@ def test_the_marked_tokens_are_the_answer(answer: str, max_length: int, stride: 
     for row in found:
         begin, end = row["offsets"][row["start"]][0], row["offsets"][row["end"]][1]
         assert CONTEXT[begin:end] == answer.strip()
+
+
+WORDS = ("Müller", "lives", "in", "Zürich", "日本", "since", "1999,", "naïve", "🙂", "(so)", "unbelievably")
+CONTEXTS = st.lists(st.sampled_from(WORDS), min_size=4, max_size=40)
+
+
+@cache
+def bytes_tokenizer(trims: bool) -> Any:
+    """A byte-level BPE: words and characters are split; without `trims` a token's place begins with its space."""
+    backend = Tokenizer(bpe.BPE())
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    trainer = trainers.BpeTrainer(
+        vocab_size=290,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        special_tokens=["[PAD]"],
+        show_progress=False,
+    )
+    backend.train_from_iterator([" ".join(WORDS)] * 3, trainer)
+    backend.post_processor = processors.ByteLevel(trim_offsets=trims)
+    return PreTrainedTokenizerFast(tokenizer_object=backend, pad_token="[PAD]")
+
+
+@given(CONTEXTS, st.booleans(), st.data())
+def test_the_gold_span_of_each_question_gives_its_answer(words: list[str], trims: bool, data: st.DataObject) -> None:
+    """From bytes, with windows: in the row that holds an answer, and by the words that an evaluation gives."""
+    first = data.draw(st.integers(0, len(words) - 1))
+    answer = " ".join(words[first : first + data.draw(st.integers(1, 3))])
+    context, start = " ".join(words), len(" ".join(["", *words[:first]])) if first else 0
+    tokenizer = bytes_tokenizer(trims)
+    longest = len(tokenizer(" " + answer)["input_ids"])
+    settings = FinetuneData(train="x", max_length=longest + 40, stride=longest + 2)
+    kind = SpanQa(TaskSection(kind="span_qa", max_answer_tokens=longest), settings, tokenizer)
+    example = Example({"id": "1", "question": "where ?", "context": context, "answers": ((answer, start),)}, "x:1")
+    rows = kind.encode([example], "validation").rows
+    assert any(row["end"] for row in rows)
+    batch = {**kind.collate([*rows, None]), "row": torch.tensor([*range(len(rows)), -1])}
+    _, predictions = kind.evaluate(perfect(kind, rows), batch)
+    assert kind.answers(predictions) == {0: answer}
 
 
 def perfect(kind: SpanQa, rows: list[Any]) -> Any:

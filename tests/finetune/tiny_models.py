@@ -18,25 +18,24 @@ SIZES = {"vocab_size": 64, "hidden_size": 32, "num_hidden_layers": 2, "num_atten
 
 
 def make_models(folder: Path) -> Path:
-    """bert/, llama/ (tied, grouped heads) and gpt2/ below `folder`, of random weights."""
+    """bert/, llama/ (tied, grouped heads), gpt2/ and wide/ (a Llama with far more weights than an adapter has) below
+    `folder`, of random weights."""
     from transformers import BertConfig, BertModel, GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
     torch.manual_seed(0)
     no_dropout = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
     bert = BertModel(BertConfig(**SIZES, max_position_embeddings=128, pad_token_id=0, **no_dropout))
-    llama = LlamaForCausalLM(
-        LlamaConfig(
-            **SIZES, num_key_value_heads=2, max_position_embeddings=128, tie_word_embeddings=True, eos_token_id=5,
-            bos_token_id=None, pad_token_id=0,
-        )
-    )  # fmt: skip
+    special = {"max_position_embeddings": 128, "tie_word_embeddings": True, "eos_token_id": 5, "bos_token_id": None}
+    llama = LlamaForCausalLM(LlamaConfig(**SIZES, **special, num_key_value_heads=2, pad_token_id=0))
     gpt2 = GPT2LMHeadModel(
         GPT2Config(
             vocab_size=64, n_embd=32, n_layer=2, n_head=4, n_positions=128, resid_pdrop=0.0, embd_pdrop=0.0,
             attn_pdrop=0.0, bos_token_id=5, eos_token_id=5,
         )
     )  # fmt: skip
-    for name, model in (("bert", bert), ("llama", llama), ("gpt2", gpt2)):
+    large = {**SIZES, "hidden_size": 256, "intermediate_size": 512}
+    wide = LlamaForCausalLM(LlamaConfig(**large, **special, num_key_value_heads=2, pad_token_id=0))
+    for name, model in (("bert", bert), ("llama", llama), ("gpt2", gpt2), ("wide", wide)):
         model.save_pretrained(folder / name)
         make_tokenizer(pairs=name == "bert").save_pretrained(folder / name)
     return folder
