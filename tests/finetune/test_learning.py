@@ -13,6 +13,8 @@ from tests.finetune.test_tag import pieces
 from tests.finetune.training import evaluated, train
 from tests.ranks import run_ranks
 
+pytestmark = pytest.mark.slow  # some minutes of two cores
+
 WRITES = ["task.generate.metrics=[exact_match]", "task.generate.max_new_tokens=6"]
 # What is trained -> the metric, its least value, and steps.
 LORA = ["adapter.kind=lora", "adapter.targets=all-linear"]

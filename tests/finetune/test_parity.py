@@ -24,7 +24,13 @@ def ours(recipe: str, overrides: list[str], weights: str) -> list[float]:
 
 
 @pytest.mark.parametrize(
-    ("model", "schedule"), [("bert", "constant"), ("llama", "constant"), ("gpt2", "linear"), ("llama", "cosine")]
+    ("model", "schedule"),
+    [
+        ("bert", "constant"),
+        pytest.param("llama", "constant", marks=pytest.mark.slow),
+        ("gpt2", "linear"),
+        pytest.param("llama", "cosine", marks=pytest.mark.slow),
+    ],
 )
 def test_losses_equal_the_trainers_over_fifty_steps(
     model: str, schedule: str, write: Write, models: Path, tmp_path: Path

@@ -12,6 +12,8 @@ from tests.finetune.tiny_models import make_examples, make_models
 from tests.finetune.training import ZERO, evaluated, train
 from tests.ranks import run_ranks
 
+pytestmark = pytest.mark.slow  # some minutes of two cores
+
 STEPS, HALF, BATCH = 8, 4, 5
 # adapter.dropout: random numbers are a function of the step, so that a resume is exact.
 LORA = ["adapter.kind=lora", "adapter.rank=1", "adapter.dropout=0.1", "data.max_length=32"]

@@ -109,7 +109,7 @@ def wait_for_step(run: Path, step: int) -> None:
     raise AssertionError(f"step {step} was not reached")
 
 
-@pytest.mark.parametrize("step", [1, 5, 11])
+@pytest.mark.parametrize("step", [pytest.param(1, marks=pytest.mark.slow), 5, pytest.param(11, marks=pytest.mark.slow)])
 def test_killed_and_resumed_losses_equal_the_uninterrupted_ones(
     step: int, whole: Path, dataset: Dataset, tmp_path: Path
 ) -> None:

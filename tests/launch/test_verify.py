@@ -72,7 +72,9 @@ def test_a_healthy_machine_passes_on_two_ranks_and_on_one(dataset: Dataset, tmp_
     assert list((tmp_path / "runs").iterdir()) == []
 
 
-@pytest.mark.parametrize("fault", FAULTS)
+@pytest.mark.parametrize(
+    "fault", [pytest.param(name, marks=() if name == "moments" else pytest.mark.slow) for name in FAULTS]
+)
 def test_a_planted_fault_is_found_and_named(fault: str, dataset: Dataset, tmp_path: Path) -> None:
     wrapper = tmp_path / "wrapper.py"
     wrapper.write_text(WRAPPER.format(fault=FAULTS[fault]))
