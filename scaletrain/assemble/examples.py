@@ -66,11 +66,6 @@ def _splits(recipe: FinetuneRecipe) -> tuple[Sequence[Example], Sequence[Example
         validation = held.kept
     elif data.validation_share is not None:
         train, validation = hold_out(train, data.validation_share, recipe.seed)
-        if not train or not validation:
-            raise DataError(
-                f"data.validation_share={data.validation_share} of {len(read.kept):,} examples leaves "
-                f"{len(train):,} to train on and {len(validation):,} to evaluate: change it"
-            )
     return train, validation, notes
 
 

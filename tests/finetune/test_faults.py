@@ -73,14 +73,22 @@ RULES = [
     ("classify", ["adapter.knd=lora"], "adapter.knd=lora is unknown: did you mean adapter.kind?"),
     ("classify", ["data.columns={text: review}"], "review"),
     ("classify", ["task.labels=[blame]"], "praise"),
+    (
+        "classify",
+        ["data.max_length=8", "data.too_long=skip", "data.train={long}", "data.validation_share=null"],
+        "gives no row to train on: see data.",
+    ),
 ]
 
 
 @pytest.mark.parametrize(("kind", "overrides", "line"), RULES, ids=[" ".join(rule[1]) for rule in RULES])
 def test_a_mistake_is_one_line_before_anything_loads(
-    kind: str, overrides: list[str], line: str, write: Write, capfd: pytest.CaptureFixture[str]
+    kind: str, overrides: list[str], line: str, write: Write, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    recipe = write(kind, "llama" if kind == "sft" else "bert")
+    recipe, long = write(kind, "llama" if kind == "sft" else "bert"), tmp_path / "long.jsonl"
+    rows = [{"text": "the film is " * number, "label": ["praise", "blame"][number % 2]} for number in range(3, 9)]
+    long.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    overrides = [override.replace("{long}", str(long)) for override in overrides]
     capfd.readouterr()
     assert main("finetune", [str(recipe), *overrides]) == EXIT_USER
     told = capfd.readouterr().err
