@@ -12,10 +12,11 @@ from scaletrain.data.examples.example import Example
 from scaletrain.data.examples.hold_out import hold_out
 from scaletrain.data.examples.labels import check_labels, class_counts, label_set
 from scaletrain.data.examples.read import read_examples
+from scaletrain.data.shards import Split
 from scaletrain.data.text_tokenizer import saver
 from scaletrain.errors import DataError
 from scaletrain.tasks.classify import Classify
-from scaletrain.tasks.kind import Kind
+from scaletrain.tasks.kind import Encoded, Kind
 from scaletrain.tasks.sft import Sft
 from scaletrain.tasks.span_qa import SpanQa
 from scaletrain.tasks.tag import Tag
@@ -26,14 +27,16 @@ def open_examples(recipe: FinetuneRecipe, tokenizer: Any) -> tuple[Kind, Example
     train, validation, notes = _splits(recipe)
     labels = _labels(recipe, train, validation)
     kind = make_kind(recipe, tokenizer, labels, _class_weights(recipe, train, labels))
-    encoded = {"train": kind.encode(train, "train"), "validation": kind.encode(validation, "validation")}
-    for split, found in encoded.items():
-        notes += [f"{split}: {note}" for note in found.notes]
+    splits: dict[Split, Sequence[Example]] = {"train": train, "validation": validation}
+    # transformers' tokenizers fail on an empty list.
+    encoded = {split: kind.encode(found, split) if found else Encoded([], []) for split, found in splits.items()}
+    for split, part in encoded.items():
+        notes += [f"{split}: {note}" for note in part.notes]
     if not encoded["train"].rows:
         raise DataError(
             f"data.train={recipe.data.train} gives no row to train on: see data.max_length and data.columns"
         )
-    rows = {split: EncodedRows(found.rows, kind.collate) for split, found in encoded.items()}
+    rows = {split: EncodedRows(part.rows, kind.collate) for split, part in encoded.items()}
     held_out = rows["validation"] if encoded["validation"].rows else None
     name = recipe.data.train if isinstance(recipe.data.train, str) else ", ".join(recipe.data.train)
     told = f"{len(train):,} examples to train on, {len(validation):,} to validate"
@@ -66,11 +69,6 @@ def _splits(recipe: FinetuneRecipe) -> tuple[Sequence[Example], Sequence[Example
         validation = held.kept
     elif data.validation_share is not None:
         train, validation = hold_out(train, data.validation_share, recipe.seed)
-        if not train or not validation:
-            raise DataError(
-                f"data.validation_share={data.validation_share} of {len(read.kept):,} examples leaves "
-                f"{len(train):,} to train on and {len(validation):,} to evaluate: change it"
-            )
     return train, validation, notes
 
 

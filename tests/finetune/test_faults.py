@@ -73,14 +73,24 @@ RULES = [
     ("classify", ["adapter.knd=lora"], "adapter.knd=lora is unknown: did you mean adapter.kind?"),
     ("classify", ["data.columns={text: review}"], "review"),
     ("classify", ["task.labels=[blame]"], "praise"),
+    (
+        "classify",
+        ["data.max_length=8", "data.too_long=skip", "data.train={long}", "data.validation_share=null"],
+        "gives no row to train on: see data.",
+    ),
 ]
 
 
 @pytest.mark.parametrize(("kind", "overrides", "line"), RULES, ids=[" ".join(rule[1]) for rule in RULES])
 def test_a_mistake_is_one_line_before_anything_loads(
-    kind: str, overrides: list[str], line: str, write: Write, capfd: pytest.CaptureFixture[str]
+    kind: str, overrides: list[str], line: str, write: Write, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    recipe = write(kind, "llama" if kind == "sft" else "bert")
+    recipe, long = write(kind, "llama" if kind == "sft" else "bert"), tmp_path / "long.jsonl"
+    rows = [{"text": "the film is " * number, "label": ["praise", "blame"][number % 2]} for number in range(3, 9)]
+    long.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    empty = tmp_path / "empty.jsonl"
+    empty.write_text('{"question": "", "context": "", "answers": []}\n')
+    overrides = [override.replace("{long}", str(long)).replace("{empty}", str(empty)) for override in overrides]
     capfd.readouterr()
     assert main("finetune", [str(recipe), *overrides]) == EXIT_USER
     told = capfd.readouterr().err
@@ -131,6 +141,14 @@ def test_packing_is_refused_where_a_family_would_mix_examples(write: Write, mode
     with pytest.raises(ScaleTrainError, match="data.packing=true: model_type=opt is not known to keep"):
         settle_finetuning(write("sft", "llama"), [f"model.path={folder}"], None)
     assert settle_finetuning(write("sft", "llama"), [f"model.path={folder}", "data.packing=false"], None)
+
+
+@pytest.mark.parametrize("kind", ["classify", "tag", "span_qa", "sft"])
+def test_nothing_needs_to_be_held_out(kind: str, write: Write) -> None:
+    recipe = write(kind, "llama" if kind == "sft" else "bert")
+    data = settle_finetuning(recipe, ["data.validation_share=null"], None).job.data
+    assert data.validation_rows() is None
+    assert len(data.rows("train"))
 
 
 def test_labels_that_training_lacks_are_named_with_their_place(write: Write, tmp_path: Path) -> None:

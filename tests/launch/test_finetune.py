@@ -2,15 +2,22 @@
 
 import json
 import os
+import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from peft import PeftModel
 from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
 
 from tests.conftest import ROOT, Done, run_program, scaletrain
 from tests.finetune.conftest import RECIPE
 from tests.finetune.tiny_models import make_examples, make_models
+from tests.launches import wait_for
 
 
 @pytest.fixture(scope="module")
@@ -21,12 +28,17 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def finetune(place: Path, run: Path, kind: str, model: str, *overrides: str, ranks: int = 1, stage: int = 1) -> Done:
+def write_recipe(place: Path, run: Path, kind: str, model: str, stage: int = 1) -> Path:
     template = ", chat_template: chatml" if kind == "sft" else ""
     recipe = run.parent / f"{run.name}.yaml"
     recipe.write_text(
         RECIPE.format(run=run, kind=kind, examples=place, models=place, model=model, template=template, stage=stage)
     )
+    return recipe
+
+
+def finetune(place: Path, run: Path, kind: str, model: str, *overrides: str, ranks: int = 1, stage: int = 1) -> Done:
+    recipe = write_recipe(place, run, kind, model, stage)
     launch = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}"] if ranks > 1 else []
     return run_program(*launch, "launch/finetune.py", recipe, *overrides, PYTHONPATH=str(ROOT))
 
@@ -106,6 +118,50 @@ def test_a_lora_at_stage_3_of_two_ranks_is_resumed_and_leaves_its_adapter(place:
     ]
     assert answer[0].code == 0
     assert answer[0].out == answer[1].out
+
+
+@pytest.mark.slow
+def test_a_lora_that_is_killed_goes_on_and_ends_as_if_it_had_not_been(place: Path, tmp_path: Path) -> None:
+    run, whole = tmp_path / "run", tmp_path / "whole"
+    how = [
+        *("adapter.kind=lora", "adapter.rank=4", "adapter.dropout=0.1", "task.generate.metrics=[exact_match]"),
+        *("task.generate.max_new_tokens=4", "train.max_steps=150", "checkpoint.every_steps=10"),
+        *("evaluate.every_steps=75", "evaluate.max_samples=8"),
+    ]
+    recipe = write_recipe(place, run, "sft", "llama")
+    with (tmp_path / "log.txt").open("w") as log:
+        program = subprocess.Popen(
+            [sys.executable, "launch/finetune.py", str(recipe), *how], cwd=ROOT, stdout=log, stderr=log,
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+        )  # fmt: skip
+    try:
+        assert wait_for((run / "checkpoints" / "latest").exists, 120), (tmp_path / "log.txt").read_text()
+    finally:
+        program.kill()
+    assert program.wait() == -signal.SIGKILL
+    assert 0 < len(losses(run)) < 150
+    assert not (run / "adapter").exists()
+    for folder in (run, whole):
+        done = finetune(place, folder, "sft", "llama", *how)
+        assert (done.code, done.err) == (0, "")
+    assert losses(run) == losses(whole)
+    assert len(losses(run)) == 150
+    said = [folder / "predictions" / "step-00000150.jsonl" for folder in (run, whole)]
+    assert said[0].read_text() == said[1].read_text() != ""
+
+    adapters = [load_file(folder / "adapter" / "adapter_model.safetensors") for folder in (run, whole)]
+    assert adapters[0].keys() == adapters[1].keys()
+    assert all(torch.equal(tensor, adapters[1][name]) for name, tensor in adapters[0].items())
+    assert scaletrain("export", run, tmp_path / "merged", "--dtype", "float32").code == 0
+    assert scaletrain("export", run, tmp_path / "adapter", "--adapter").code == 0
+    ids = torch.tensor([[7, 8, 9, 10, 11]])
+    with torch.no_grad():
+        wanted = AutoModelForCausalLM.from_pretrained(tmp_path / "merged")(ids).logits
+        for folder in (run / "adapter", tmp_path / "adapter"):
+            base = AutoModelForCausalLM.from_pretrained(place / "llama", dtype=torch.float32)
+            found = PeftModel.from_pretrained(base, folder).eval()(ids).logits
+            assert (found - wanted).abs().max() < 1e-5
+            assert (found - AutoModelForCausalLM.from_pretrained(place / "llama")(ids).logits).abs().max() > 1e-2
 
 
 @pytest.mark.slow
