@@ -1,7 +1,6 @@
 """A fine-tuned model again: from a run's checkpoint, or from the folder that was exported of it."""
 
 import json
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +22,7 @@ from scaletrain.errors import CheckpointError, ConfigError
 from scaletrain.model.adapters import add_adapter, write_adapter
 from scaletrain.model.init import whole_parameter
 from scaletrain.model.network import Network, build_network, find_model, read_config
-from scaletrain.runtime.files import allow_reading
+from scaletrain.runtime.files import replacing_folder
 from scaletrain.tasks.finetune import Finetune
 
 RECORD = "scaletrain.json"  # in an exported folder: the recipe and the labels
@@ -46,6 +45,12 @@ def is_finetuned(found: Found) -> bool:
     return "task" in found.manifest["recipe"]
 
 
+def was_taught_to_answer(folder: Path) -> bool:
+    """Whether an exported folder is of task.kind=sft."""
+    record = folder / RECORD
+    return record.is_file() and bool(json.loads(record.read_text(encoding="utf-8"))["recipe"]["task"]["kind"] == "sft")
+
+
 def _recipe_of(found: Found) -> FinetuneRecipe:
     try:
         return FinetuneRecipe.model_validate(found.manifest["recipe"])
@@ -63,13 +68,12 @@ def open_finetuned(found: Found, dtype: torch.dtype | None = None) -> Finetuned:
     """
     recipe, trained_in = _recipe_of(found), found.manifest["layout"]["precision"]
     dtype = dtype or DTYPES[trained_in]
-    tokenizer_folder = found.folder.parent.parent / "tokenizer"
     labels = tuple(found.manifest["model"].get("labels") or ())
     try:
         folder = find_model(recipe.model.path, recipe.model.revision)
     except ConfigError as error:
         raise CheckpointError(f"{found.folder} needs the model that it was trained from: {error}") from error
-    task, tokenizer = _task(recipe, labels, folder, tokenizer_folder, dtype)
+    task, tokenizer = _task(recipe, labels, folder, found.tokenizer_folder, dtype)
     network = task.build_model()
     assert isinstance(network, Network)
     task.initialise(network, whole_parameter)
@@ -126,41 +130,36 @@ def merged_model(model: Any) -> Any:
 def write_finetuned(folder: Path, model: Finetuned, dtype: torch.dtype) -> None:
     """Writes what AutoModelFor... and AutoTokenizer load, with the record that `scaletrain evaluate` reads.
 
-    Under a temporary name first, then renamed.
+    Whole or not at all, see replacing_folder.
     """
-    partial = folder.with_name(f".{folder.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    whole = merged_model(model.network.model).to(dtype)
-    whole.config.use_cache = True
-    whole.save_pretrained(partial)
-    model.tokenizer.save_pretrained(partial)
-    if model.network.extra is not None:
-        save_file(model.network.extra.state_dict(), partial / EXTRA)
-    record = {
-        "recipe": model.recipe.model_dump(mode="json"),
-        "labels": list(model.labels),
-        "precision": model.trained_in,
-    }
-    (partial / RECORD).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-    allow_reading(partial)
-    shutil.rmtree(folder, ignore_errors=True)
-    partial.rename(folder)
+    with replacing_folder(folder, "config.json") as partial:
+        whole = merged_model(model.network.model).to(dtype)
+        whole.config.use_cache = True
+        whole.save_pretrained(partial)
+        model.tokenizer.save_pretrained(partial)
+        if model.network.extra is not None:
+            save_file(model.network.extra.state_dict(), partial / EXTRA)
+        record = {
+            "recipe": model.recipe.model_dump(mode="json"),
+            "labels": list(model.labels),
+            "precision": model.trained_in,
+        }
+        (partial / RECORD).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
 
 
-def write_trained_adapter(task: Finetune, found: Found, folder: Path) -> None:
-    """Writes the adapter of a checkpoint as a PEFT folder and compares what can be read of it."""
+def write_trained_adapter(task: Finetune, found: Found, folder: Path, tokenizer: Any = None) -> None:
+    """Writes the adapter of a checkpoint as a PEFT folder, with a tokenizer if given, and compares what can be read of
+    it."""
     with torch.device("meta"):
         model = build_network(task.config, task.kind.head, torch.float32).model
         wrapped = add_adapter(model, task.recipe.adapter, task.kind.head, task.recipe.seed, task.folder)
-    trained, extra = _split(read_weights(found), "model."), _split(read_weights(found), "extra.")
-    partial = folder.with_name(f".{folder.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    write_adapter(partial, wrapped, trained, task.recipe.model.path)
-    if extra:
-        save_file(extra, partial / EXTRA)
-    allow_reading(partial)
-    shutil.rmtree(folder, ignore_errors=True)
-    partial.rename(folder)
+    weights = read_weights(found)
+    with replacing_folder(folder, "adapter_config.json") as partial:
+        write_adapter(partial, wrapped, _split(weights, "model."), task.recipe.model.path)
+        if extra := _split(weights, "extra."):
+            save_file(extra, partial / EXTRA)
+        if tokenizer is not None:
+            tokenizer.save_pretrained(partial)
 
 
 def _split(weights: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
@@ -174,6 +173,5 @@ def write_adapter_folder(folder: Path, found: Found) -> None:
         raise ConfigError(f"{found.folder} has no adapter, all its weights were trained: export it without --adapter")
     labels = tuple(found.manifest["model"].get("labels") or ())
     base = find_model(recipe.model.path, recipe.model.revision)
-    task, tokenizer = _task(recipe, labels, base, found.folder.parent.parent / "tokenizer", torch.float32)
-    write_trained_adapter(task, found, folder)
-    tokenizer.save_pretrained(folder)
+    task, tokenizer = _task(recipe, labels, base, found.tokenizer_folder, torch.float32)
+    write_trained_adapter(task, found, folder, tokenizer)

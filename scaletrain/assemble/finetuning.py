@@ -77,7 +77,7 @@ class Finetuning:
         trained = "6 N" if self.recipe.adapter.kind == "none" else "4 N, the frozen weights have no gradients"
         return f"{trained}; attention not counted"
 
-    @property
+    @cached_property  # reads parts of the model's files
     def identity(self) -> Mapping[str, Any]:
         recipe = self.recipe
         return {

@@ -1,35 +1,19 @@
 """A dialogue with a model: each message is written by the chat template, and what was said so far is kept."""
 
-import json
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from scaletrain.commands.model_source import Loaded, find_source, is_hugging_face
+from scaletrain.commands.model_source import Loaded
 from scaletrain.commands.printer import write_one
 from scaletrain.errors import ConfigError
 
 
-def is_chat_model(path: Path) -> bool:
-    """Whether a run, a checkpoint or an exported folder was fine-tuned to answer."""
-    from scaletrain.assemble.finetuned import RECORD
-
-    if is_hugging_face(path):
-        record = path / RECORD
-        return record.is_file() and _is_sft(json.loads(record.read_text(encoding="utf-8"))["recipe"])
-    return _is_sft(find_source(path).manifest["recipe"])
-
-
-def _is_sft(recipe: Mapping[str, Any]) -> bool:
-    return "task" in recipe and bool(recipe["task"]["kind"] == "sft")
-
-
-def load_chat_tokenizer(path: Path) -> Any:
+def load_chat_tokenizer(folder: Path) -> Any:
     """The tokenizer with its chat template; ConfigError when it has none."""
     from transformers import AutoTokenizer
 
-    folder = path if is_hugging_face(path) else find_source(path).folder.parent.parent / "tokenizer"
     tokenizer: Any = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     if not tokenizer.chat_template:
         raise ConfigError(f"{folder}: its tokenizer has no chat template: leave out --chat and --system")

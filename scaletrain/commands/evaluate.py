@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
-from scaletrain.commands.evaluate_task import evaluate_task, find_finetuned, is_text, write_predictions
+from scaletrain.commands.evaluate_task import evaluate_task, is_text, open_task, write_predictions
 from scaletrain.commands.harness import run_harness
-from scaletrain.commands.model_source import DTYPES, Loaded, load_model
+from scaletrain.commands.model_source import DTYPES, Loaded, find_source, is_hugging_face, load_model
 from scaletrain.errors import ConfigError, DataError
 from scaletrain.tasks.scores.result import shown
 
@@ -55,7 +55,8 @@ def evaluate(
         raise ConfigError(f"--split {split} is unknown: choose validation or train")
     if missing := [str(p) for p in data if not p.exists()]:
         raise DataError(f"--data {', '.join(missing)} does not exist: give a dataset folder or text files")
-    if (finetuned := find_finetuned(model, dtype)) is not None and not is_text(finetuned, data):
+    source = None if is_hugging_face(model) else find_source(model)
+    if (finetuned := open_task(model, source, dtype)) is not None and not is_text(finetuned, data):
         evaluation = evaluate_task(finetuned, data, batch_size, max_samples)
         if predictions is not None:
             write_predictions(predictions, evaluation)
@@ -67,7 +68,7 @@ def evaluate(
         raise DataError(
             f"--data {folder} is given with {len(data) - 1} more: give one dataset folder, or only text files"
         )
-    loaded = load_model(model, dtype)
+    loaded = load_model(model, dtype, source)
     if context is not None and context > loaded.context:
         raise ConfigError(f"--context {context} is longer than the model's {loaded.context} positions: shorten it")
     length = context or min(loaded.context, 1024)

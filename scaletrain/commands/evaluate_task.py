@@ -5,25 +5,26 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from scaletrain.commands.model_source import find_source, is_hugging_face, quiet_libraries
+from scaletrain.commands.model_source import quiet_libraries
 from scaletrain.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
     from scaletrain.assemble.finetuned import Finetuned
+    from scaletrain.engine.checkpoint import Found
     from scaletrain.engine.evaluate import Evaluation
 
 
-def find_finetuned(path: Path, dtype: str | None) -> "Finetuned | None":
-    """The fine-tuned model of a run, a checkpoint or an exported folder; None when it is of another kind."""
+def open_task(path: Path, found: "Found | None", dtype: str | None) -> "Finetuned | None":
+    """The fine-tuned model of an exported folder, or of the checkpoint `found` of a run; None when it is of another
+    kind."""
     import torch
 
     from scaletrain.assemble.finetuned import RECORD, is_finetuned, open_finetuned, read_exported
 
     quiet_libraries()
     wanted = None if dtype is None else getattr(torch, dtype)
-    if is_hugging_face(path):
+    if found is None:
         return read_exported(path, wanted) if (path / RECORD).is_file() else None
-    found = find_source(path)
     return open_finetuned(found, wanted) if is_finetuned(found) else None
 
 

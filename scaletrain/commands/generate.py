@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from scaletrain.commands.chat import answer, is_chat_model, load_chat_tokenizer
+from scaletrain.commands.chat import answer, load_chat_tokenizer
 from scaletrain.commands.model_source import DTYPES, load_model
 from scaletrain.commands.printer import write_one
 from scaletrain.errors import ConfigError
@@ -44,7 +44,7 @@ def generate(
 
     loaded = load_model(model, dtype)
     if chat is None:
-        chat = is_chat_model(model)
+        chat = loaded.answers
     if system is not None and not chat:
         raise ConfigError(f"--system {system!r} is for a chat: add --chat, or write it into --prompt")
     if seed is not None:
@@ -54,7 +54,7 @@ def generate(
         sampling = {"do_sample": True, "temperature": temperature, "top_k": top_k, "top_p": top_p}
     sampling |= {"max_new_tokens": max_new_tokens, "repetition_penalty": repetition_penalty}
     if chat:
-        answer(loaded, load_chat_tokenizer(model), text, system, samples, sampling)
+        answer(loaded, load_chat_tokenizer(loaded.tokenizer_folder), text, system, samples, sampling)
         return
     ids = [int(i) for i in loaded.tokenizer.encode_batch([text])[0]]
     ids = ids or [loaded.tokenizer.eos_id]  # documents begin after an end-of-text token

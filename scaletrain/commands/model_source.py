@@ -30,10 +30,12 @@ class Trained:
 
 @dataclass(frozen=True)
 class Loaded:
-    """A model that can be run, on `device`, in evaluation mode."""
+    """A model that can be run, on `device`, in evaluation mode; `answers`: whether it was fine-tuned to."""
 
     model: Any
     tokenizer: "Tokenizer"
+    tokenizer_folder: Path
+    answers: bool
     device: "torch.device"
     context: int
 
@@ -47,9 +49,8 @@ def find_source(path: Path) -> "Found":
     if not path.is_dir() and path.name != BEST:
         raise CheckpointError(f"{path} is not a folder: give a run, a checkpoint or a Hugging Face folder")
     found = find_checkpoint(path, _tell_passed_over)
-    tokenizer = found.folder.parent.parent / "tokenizer"
-    if not tokenizer.is_dir():
-        raise CheckpointError(f"{tokenizer} is missing: keep a checkpoint inside its run folder")
+    if not found.tokenizer_folder.is_dir():
+        raise CheckpointError(f"{found.tokenizer_folder} is missing: keep a checkpoint inside its run folder")
     return found
 
 
@@ -58,8 +59,8 @@ def read_trained(found: "Found") -> Trained:
     from scaletrain.config.architecture import Architecture
     from scaletrain.engine.weights import read_weights
 
-    tokenizer = found.folder.parent.parent / "tokenizer"
-    return Trained(Architecture(**found.manifest["model"]), read_weights(found), tokenizer, found.state.step)
+    weights = read_weights(found)
+    return Trained(Architecture(**found.manifest["model"]), weights, found.tokenizer_folder, found.state.step)
 
 
 def _tell_passed_over(name: str, why: str) -> None:
@@ -90,11 +91,14 @@ def quiet_libraries() -> None:
     transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
 
 
-def load_model(path: Path, dtype: str | None) -> Loaded:
-    """Loads `path` for inference, on the GPU if there is one; `dtype` None: bfloat16 on a GPU, float32 on a CPU."""
+def load_model(path: Path, dtype: str | None, found: "Found | None" = None) -> Loaded:
+    """Loads `path` for inference, on the GPU if there is one; `dtype` None: bfloat16 on a GPU, float32 on a CPU.
+
+    `found`: its checkpoint, where find_source has given it already.
+    """
     import torch
 
-    from scaletrain.assemble.finetuned import is_finetuned, merged_model, open_finetuned
+    from scaletrain.assemble.finetuned import is_finetuned, merged_model, open_finetuned, was_taught_to_answer
     from scaletrain.data.tokenizer import load_tokenizer
     from scaletrain.model.hf import to_hf_model
 
@@ -103,22 +107,27 @@ def load_model(path: Path, dtype: str | None) -> Loaded:
     wanted = getattr(torch, dtype or ("bfloat16" if device.type == "cuda" else "float32"))
     model: Any
     if is_hugging_face(path):
-        tokenizer = load_tokenizer(path)
+        folder, answers = path, was_taught_to_answer(path)
+        tokenizer = load_tokenizer(folder)
         model = _load_hugging_face(path, wanted)
-    elif is_finetuned(found := find_source(path)):
-        finetuned = open_finetuned(found, wanted)
-        if finetuned.recipe.task.kind != "sft":
-            kind = finetuned.recipe.task.kind
-            raise CheckpointError(f"{path} was fine-tuned for task.kind={kind}, it writes no text: give an sft model")
-        tokenizer = load_tokenizer(found.folder.parent.parent / "tokenizer")
-        model = merged_model(finetuned.network.model)
-        model.config.use_cache = True
     else:
-        trained = read_trained(found)
-        tokenizer = load_tokenizer(trained.tokenizer_dir)
-        model = to_hf_model(trained.architecture, trained.weights, dtype=wanted, eos_id=tokenizer.eos_id)
+        found = found or find_source(path)
+        folder, answers = found.tokenizer_folder, is_finetuned(found)
+        if answers:
+            finetuned = open_finetuned(found, wanted)
+            if (kind := finetuned.recipe.task.kind) != "sft":
+                raise CheckpointError(
+                    f"{path} was fine-tuned for task.kind={kind}, it writes no text: give an sft model"
+                )
+            tokenizer = load_tokenizer(folder)
+            model = merged_model(finetuned.network.model)
+            model.config.use_cache = True
+        else:
+            trained = read_trained(found)
+            tokenizer = load_tokenizer(folder)
+            model = to_hf_model(trained.architecture, trained.weights, dtype=wanted, eos_id=tokenizer.eos_id)
     context = int(model.config.max_position_embeddings)
-    return Loaded(model.to(device).eval(), tokenizer, device, context)
+    return Loaded(model.to(device).eval(), tokenizer, folder, answers, device, context)
 
 
 def _load_hugging_face(path: Path, dtype: "torch.dtype") -> Any:

@@ -23,8 +23,10 @@ class Conversation:
         return replace(self, ids=self.ids[:longest], answers=self.answers[:longest])
 
 
-def read_conversation(messages: Sequence[Mapping[str, str]], tokenizer: Any, place: str) -> Conversation:
-    """Writes and tokenizes `messages`, which end with an answer.
+def read_conversation(
+    messages: Sequence[Mapping[str, str]], tokenizer: Any, place: str, *, with_prompt: bool = True
+) -> Conversation:
+    """Writes and tokenizes `messages`, which end with an answer; without the prompt, a second time saved, it is empty.
 
     DataError when the template does not write a conversation's beginning as the beginning of the whole, so that nobody
     could say which tokens are an answer's.
@@ -48,7 +50,8 @@ def read_conversation(messages: Sequence[Mapping[str, str]], tokenizer: Any, pla
     answers = np.zeros(len(ids), dtype=bool)
     for begin, end in spans:
         answers |= (begins >= begin) & (begins < end)
-    prompt = tokenizer(text[: spans[-1][0]], add_special_tokens=False)["input_ids"]
+    asked = text[: spans[-1][0]] if with_prompt else ""
+    prompt = tokenizer(asked, add_special_tokens=False)["input_ids"] if asked else []
     return Conversation(ids, answers, prompt, messages[-1]["content"].strip())
 
 

@@ -67,6 +67,11 @@ class Found:
     def state(self) -> RunState:
         return RunState.from_dict(self.manifest["state"])
 
+    @property
+    def tokenizer_folder(self) -> Path:
+        """The run's copy of its tokenizer."""
+        return self.folder.parent.parent / "tokenizer"
+
 
 def _position_file(rank: int) -> str:
     return f"data-rank-{rank:05d}.json"

@@ -13,12 +13,12 @@ import torch
 from torch import Tensor, nn
 
 from scaletrain.config.architecture import Architecture
-from scaletrain.errors import CheckpointError, ConfigError
+from scaletrain.errors import CheckpointError
 from scaletrain.model.gpt import GPT
 from scaletrain.model.hf_config import architecture_from_hf, hf_config
 from scaletrain.model.hf_weights import find_name, from_hf, pieces, read_piece, to_hf
 from scaletrain.model.init import Gather, whole_parameter
-from scaletrain.runtime.files import allow_reading
+from scaletrain.runtime.files import replacing_folder
 
 __all__ = ["architecture_from_hf", "from_hf", "hf_config", "load_weights", "to_hf", "to_hf_model", "write_folder"]
 
@@ -86,29 +86,10 @@ def write_folder(
 ) -> None:
     """Writes config, generation config, safetensors (files of up to 5 GB) and the tokenizer's files to `folder`.
 
-    Under a temporary name first, then renamed: a kill leaves no folder that looks complete. Replaces an earlier export.
-    OSError, with its path, when the disk is full or refuses; what was written is then removed.
+    Whole or not at all, see replacing_folder.
     """
-    folder = Path(os.path.abspath(folder))  # noqa: PTH100 (keeps a link a link); "." has no name
-    if folder.exists() and any(folder.iterdir()) and not (folder / "config.json").is_file():
-        raise ConfigError(f"{folder} is not empty and no earlier export (no config.json): choose another folder")
-    partial = folder.with_name(f".{folder.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    try:
+    with replacing_folder(Path(folder), "config.json") as partial:
         _write_files(partial, arch, state, dtype, eos_id, bos_id, tokenizer_dir)
-        allow_reading(partial)
-    except OSError as error:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise OSError(error.errno, error.strerror, str(error.filename2 or error.filename or folder)) from error
-    if folder.exists():
-        old = folder.with_name(f".{folder.name}.old")
-        shutil.rmtree(old, ignore_errors=True)
-        folder.rename(old)
-        partial.rename(folder)
-        shutil.rmtree(old)
-    else:
-        partial.rename(folder)
 
 
 def _write_files(

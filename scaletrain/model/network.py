@@ -181,7 +181,8 @@ def load_network(network: Network, folder: Path, seed: int, gather: Gather = who
         names = {name: _name_in(held, name, model.base_model_prefix) for name in parameters}
         new = [name for name, found in names.items() if found is None]
         if strange := [name for name in new if not _is_of_head(model, name)]:
-            read, new = _read_by_transformers(model, folder, strange[0]), _new_by_transformers(model, new)
+            read = _read_by_transformers(model, folder, strange[0])
+            new = [name for name in new if _is_of_head(model, name)]
         else:
             read = {name: _reader(held, found) for name, found in names.items() if found is not None}
         for name, parameter in parameters.items():
@@ -239,10 +240,6 @@ def _read_by_transformers(model: Any, folder: Path, strange: str) -> dict[str, C
         return lambda: load()[name]
 
     return {name: reader(name) for name, _ in model.named_parameters()}
-
-
-def _new_by_transformers(model: Any, unnamed: list[str]) -> list[str]:
-    return [name for name in unnamed if _is_of_head(model, name)]
 
 
 def _begin(name: str, parameter: Tensor, config: Any, seed: int) -> None:

@@ -2,10 +2,15 @@
 
 import json
 import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import xxhash
+
+from scaletrain.errors import ConfigError
 
 TEMPORARY = ".tmp"
 _BLOCK = 4 << 20  # bytes hashed at once
@@ -53,6 +58,35 @@ def hash_file(path: Path) -> str:
         while block := file.read(_BLOCK):
             digest.update(block)
     return digest.hexdigest()
+
+
+@contextmanager
+def replacing_folder(folder: Path, mark: str) -> Iterator[Path]:
+    """A new folder to write into, which becomes `folder` at the end: a kill leaves none that looks complete.
+
+    An earlier one, known by its file `mark`, gives way; ConfigError for any other that is not empty. OSError, with its
+    path, when the disk is full or refuses; what was written is then removed.
+    """
+    folder = Path(os.path.abspath(folder))  # noqa: PTH100 (keeps a link a link); "." has no name
+    if folder.exists() and any(folder.iterdir()) and not (folder / mark).is_file():
+        raise ConfigError(f"{folder} is not empty and no earlier export (no {mark}): choose another folder")
+    partial = folder.with_name(f".{folder.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    try:
+        yield partial
+        allow_reading(partial)
+    except OSError as error:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise OSError(error.errno, error.strerror, str(error.filename2 or error.filename or folder)) from error
+    if folder.exists():
+        old = folder.with_name(f".{folder.name}.old")
+        shutil.rmtree(old, ignore_errors=True)
+        folder.rename(old)
+        partial.rename(folder)
+        shutil.rmtree(old)
+    else:
+        partial.rename(folder)
 
 
 def allow_reading(folder: Path) -> None:

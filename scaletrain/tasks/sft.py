@@ -50,7 +50,11 @@ class Sft:
 
     def encode(self, examples: Sequence[Example], split: Split) -> Encoded:
         longest = self.data.max_length
-        read = [read_conversation(example.values["messages"], self.tokenizer, example.place) for example in examples]
+        writes = split == "validation" and bool(self.task.generate.metrics)
+        read = [
+            read_conversation(example.values["messages"], self.tokenizer, example.place, with_prompt=writes)
+            for example in examples
+        ]
         long = sum(len(one.ids) > longest for one in read)
         if self.data.too_long == "skip":
             read = [one for one in read if len(one.ids) <= longest]
@@ -63,11 +67,10 @@ class Sft:
             notes.append(f"{long:,} examples longer than {longest} tokens are {done}")
         if silent:
             notes.append(f"{silent:,} examples are left out: no answer is left within {longest} tokens")
-        writes = split == "validation" and bool(self.task.generate.metrics)
         if writes:
             self._conversations = read
         if writes or not self.data.packing:
-            return Encoded([_row([one], number) for number, one in enumerate(read)], notes)
+            return Encoded([_row([one]) for one in read], notes)
         rows = _packed(read, longest)
         if read:
             notes.append(f"{len(read) / len(rows):.1f} examples a row")
@@ -155,7 +158,7 @@ class Sft:
         return {}
 
 
-def _row(parts: Sequence[Conversation], number: int | None = None) -> Row:
+def _row(parts: Sequence[Conversation]) -> Row:
     ids = np.concatenate([part.ids for part in parts])
     # The first token of an example is predicted from nothing: it bears no loss.
     answers = np.concatenate([np.concatenate([[False], part.answers[1:]]) for part in parts])
@@ -163,7 +166,6 @@ def _row(parts: Sequence[Conversation], number: int | None = None) -> Row:
         "input_ids": ids,
         "labels": np.where(answers, ids, IGNORED),
         "positions": np.concatenate([np.arange(len(part.ids)) for part in parts]),
-        "number": number,
     }
 
 

@@ -58,10 +58,7 @@ def train(
     identity = Identity(layout={"zero_stage": stage}, model={}, data={})
     if resume:
         assert root is not None
-        found = checkpoint.newest_good(root, lambda name, why: None)
-        assert found is not None
-        engine.load(found.folder, found.manifest["files"], found.manifest["digest"])
-        state = found.state
+        state = resumed(engine, root)
     order = Order(np.array([len(rows)]), seed=1)
     while state.step < steps:
         batches = [rows.fetch(ids) for ids in share.of(order.ids(state.samples_seen, 8))]
@@ -72,6 +69,14 @@ def train(
             assert root is not None
             checkpoint.finish(checkpoint.begin(root, engine, state, identity, {}))
     return losses
+
+
+def resumed(engine: Engine, root: Path) -> RunState:
+    """Takes the newest checkpoint below `root`."""
+    found = checkpoint.newest_good(root, lambda name, why: None)
+    assert found is not None
+    engine.load(found.folder, found.manifest["files"], found.manifest["digest"])
+    return found.state
 
 
 def train_plainly(task: Task, steps: int = 20) -> list[float]:

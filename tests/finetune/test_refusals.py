@@ -9,7 +9,13 @@ from typing import Any
 import pytest
 import torch
 
-from scaletrain.assemble.finetuned import merged_model, open_finetuned, read_exported, write_adapter_folder
+from scaletrain.assemble.finetuned import (
+    merged_model,
+    open_finetuned,
+    read_exported,
+    write_adapter_folder,
+    write_finetuned,
+)
 from scaletrain.assemble.finetuning import settle_finetuning
 from scaletrain.config.finetune_schema import Adapter
 from scaletrain.engine.checkpoint import Found
@@ -47,6 +53,13 @@ def test_what_cannot_be_exported(write: Write, models: Path, tmp_path: Path) -> 
     adapter = Adapter(kind="prompt_tuning", virtual_tokens=2)
     with pytest.raises(ConfigError, match="prompt_tuning adds no weights that could be merged: export it with --adapt"):
         merged_model(add_adapter(model, adapter, "causal", 1, models / "llama"))
+
+
+def test_an_export_replaces_nothing_but_an_earlier_one(tmp_path: Path) -> None:
+    (tmp_path / "thesis.txt").write_text("years of work")
+    with pytest.raises(ConfigError, match=r"is not empty and no earlier export \(no config.json\): choose another"):
+        write_finetuned(tmp_path, None, torch.float32)  # type: ignore[arg-type]
+    assert (tmp_path / "thesis.txt").read_text() == "years of work"
 
 
 def test_packages_that_are_missing(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:

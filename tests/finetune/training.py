@@ -21,6 +21,7 @@ from scaletrain.runtime import dist
 from scaletrain.runtime.seed import seed_step
 from scaletrain.runtime.world import World
 from scaletrain.tasks.finetune import Finetune
+from tests.engine.training import resumed
 
 ZERO = "deepspeed=ds_configs/zero{}.json"
 
@@ -58,10 +59,7 @@ def train(
     engine = Engine(task, launch.deepspeed, job.recipe.optim, torch.device("cpu"))
     if resume:
         assert root is not None
-        found = checkpoint.newest_good(root, lambda name, why: None)
-        assert found is not None
-        engine.load(found.folder, found.manifest["files"], found.manifest["digest"])
-        state = found.state
+        state = resumed(engine, root)
     share = Share(dist.rank(), dist.size(), launch.batch.micro_batch, launch.batch.accumulation)
     source = job.data.steps(job.data.reading({}, 0), share, start=state.samples_seen, position=None, pin=False)
     losses, first = [], weights(engine)
