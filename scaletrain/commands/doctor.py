@@ -31,7 +31,9 @@ def doctor(
     build: Annotated[bool, typer.Option(help="Compile the DeepSpeed ops that the recipe needs, on each node")] = False,
     exclude_bad: Annotated[
         str | None,
-        typer.Option(metavar="FILE", help="Write the hostfile without bad nodes there; under SLURM: print --exclude="),
+        typer.Option(
+            metavar="FILE", help="Write the hostfile without bad nodes there; under SLURM: --exclude=NODES; - prints it"
+        ),
     ] = None,
     expect_gbps: Annotated[
         float | None, typer.Option(min=0, help="Gigabits a second that each pair must reach")
@@ -148,18 +150,19 @@ def _report(cluster: "Cluster", evidence: "Evidence", findings: Sequence["Findin
 def _exclude(
     cluster: "Cluster", findings: Sequence["Finding"], hostfile: Path | None, output: str, *, quiet: bool
 ) -> None:
-    """The nodes that are left: a hostfile, or SLURM's option, on standard output or in a file."""
+    """What leaves the bad nodes out: a hostfile, or SLURM's option; in a file, or with `-` on standard output."""
     from scaletrain.cluster.doctor.finding import bad_nodes
     from scaletrain.cluster.doctor.nodes import without
     from scaletrain.runtime.files import write_whole
 
-    bad = bad_nodes(findings, [place.name for place in cluster.places])
-    if hostfile is None:
-        said = f"--exclude={','.join(bad)}" if bad else "no node to exclude"
-    elif len(bad) == len(cluster.places):
-        said = f"every node is bad: {output} is not written"
-    else:
-        write_whole(Path(output), without(hostfile, bad))
-        said = f"wrote   {output}: {len(cluster.places) - len(bad)} of {len(cluster.places)} nodes"
+    bad, all_nodes = bad_nodes(findings, [place.name for place in cluster.places]), len(cluster.places)
+    option = f"--exclude={','.join(bad)}\n" if bad else ""
+    text = option if hostfile is None else without(hostfile, bad)
+    said = text or "no node to exclude\n"
+    if len(bad) == all_nodes:
+        said = f"every node is bad: {output} is not written\n"
+    elif output != "-":
+        write_whole(Path(output), text)
+        said = f"wrote   {output}: {all_nodes - len(bad)} of {all_nodes} nodes\n"
     if not quiet:
-        print(said)
+        print(said, end="")

@@ -4,10 +4,12 @@ import json
 import os
 import subprocess
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from scaletrain.data.shards import Dataset
@@ -18,6 +20,7 @@ from tests.conftest import scaletrain, write_recipe
 pytestmark = pytest.mark.cluster
 _GONE = "10.77.0.9"  # an address on the switch that nothing answers at, as of a node without power
 _PORT = 29500
+ALLOCATION = ("salloc", "--quiet", "--nodes=2", "--mem=4G", "--time=10")
 # A kernel has one clock for all machines, and Python cannot sleep under faketime.
 _FAST_CLOCK = "import time\n\nhost = time.time\ntime.time = lambda: host() + 300\n"
 _LISTENER = "import socket, time; ear = socket.create_server(('', 29500)); print('ready', flush=True); time.sleep(60)"
@@ -80,13 +83,12 @@ def test_every_planted_fault_is_found_by_ssh_and_in_an_allocation(slurm: Slurm, 
     hosts.write_text(f"n1 slots=1\nn2 slots=1  # the rack's second\n{_GONE} slots=1\n", encoding="utf-8")
     doctor = ("scaletrain", "doctor", shared.recipe, "--json", "--expect-gbps=0.2")
     by_hostfile = ("--hostfile", hosts, "--exclude-bad", "good")
-    allocation = ("salloc", "--quiet", "--nodes=2", "--mem=4G", "--time=10")
     said = shared.folder / "listener.txt"
     try:
         by_ssh = _failures(slurm.head.run(*doctor, *by_hostfile, folder=shared.folder, check=False, **shared.env))
         listener = n1.start_program(said, "python", "-c", _LISTENER)
         wait_until(said.read_text, 30)
-        by_srun = _failures(slurm.head.run(*allocation, *doctor, folder=shared.folder, check=False, **shared.env))
+        by_srun = _failures(slurm.head.run(*ALLOCATION, *doctor, folder=shared.folder, check=False, **shared.env))
         end(listener)
     finally:
         slurm.machines.power_off(n2)  # and what was planted is gone
@@ -114,6 +116,56 @@ def test_every_planted_fault_is_found_by_ssh_and_in_an_allocation(slurm: Slurm, 
         "# scaletrain doctor: n2 slots=1  # the rack's second",
         f"# scaletrain doctor: {_GONE} slots=1",
     ]
+
+
+@pytest.mark.parametrize(
+    "phase", [pytest.param("facts", marks=pytest.mark.slow), "storage", pytest.param("ranks", marks=pytest.mark.slow)]
+)
+def test_a_node_that_loses_power_meanwhile_is_named(slurm: Slurm, shared: Shared, phase: str) -> None:
+    hosts = shared.folder / "hosts"
+    hosts.write_text("n1 slots=1\nn2 slots=1\n", encoding="utf-8")
+    told = _told_without_power_on_n2(slurm, shared, phase, "--hostfile", hosts)
+    assert "wrote   excluded: 1 of 2 nodes\n" in told
+    assert (shared.folder / "excluded").read_text(encoding="utf-8") == "n1 slots=1\n# scaletrain doctor: n2 slots=1\n"
+
+
+@pytest.mark.slow
+def test_a_node_of_an_allocation_that_loses_power_is_excluded(slurm: Slurm, shared: Shared) -> None:
+    told = _told_without_power_on_n2(slurm, shared, "facts", by=(*ALLOCATION, "--no-kill"))
+    assert "wrote   excluded: 1 of 2 nodes\n" in told
+    assert (shared.folder / "excluded").read_text(encoding="utf-8") == "--exclude=n2\n"
+    again = "sbatch --test-only --nodes=1 --mem=1G --wrap=true $(cat excluded) 2>&1"
+    assert " on nodes n1 " in slurm.head.run("sh", "-c", again, folder=shared.folder).stdout
+
+
+def _told_without_power_on_n2(
+    slurm: Slurm, shared: Shared, phase: str, *options: str | Path, by: Sequence[str] = ()
+) -> str:
+    """What a doctor says that n2 answers no more from a phase on."""
+    said, begun = shared.folder / "doctor.txt", time.monotonic()
+    words = (*by, "scaletrain", "doctor", shared.recipe, *options, "--exclude-bad", "excluded")
+    doctor = slurm.head.start_program(said, *words, folder=shared.folder, **shared.env)
+    try:
+        wait_until(lambda: _has_come_to(phase, slurm.n2, shared), 60, lambda: said.read_text(encoding="utf-8"))
+        slurm.machines.power_off(slurm.n2)
+        code = doctor.wait(60)
+    finally:
+        end(doctor)
+    told = said.read_text(encoding="utf-8")
+    assert code == 1, told
+    assert time.monotonic() - begun < 60
+    failures = [line for line in told.splitlines() if line.startswith("fail ")]
+    assert failures
+    assert all(line.startswith("fail    n2: ") for line in failures), told
+    return told
+
+
+def _has_come_to(phase: str, node: Machine, shared: Shared) -> bool:
+    if phase == "storage":
+        return bool(list(shared.runs.glob("run/.doctor-*")))
+    name = "scaletrain.commands.probe" if phase == "facts" else "scaletrain.commands.probe_torch"
+    processes = psutil.Process(node.init).children(recursive=True)
+    return any(name in process.info["cmdline"] for process in psutil.process_iter(["cmdline"]) if process in processes)
 
 
 def _spoil(node: Machine, shared: Shared) -> None:

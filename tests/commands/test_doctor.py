@@ -136,7 +136,7 @@ def test_nodes_that_differ_are_told_and_left_out(
     assert "127.0.0.2" in found["exclude"]
 
 
-def test_slurm_prints_what_to_exclude(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, port: str) -> None:
+def test_slurm_tells_what_to_exclude(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, port: str) -> None:
     (tmp_path / "srun").write_text(
         "#!/bin/sh\ncase $* in *--nodelist=dead*) echo 'srun: error: Node failure on dead' >&2; exit 1 ;; esac\n"
         'while [ "${1#-}" != "$1" ]; do shift; done\nexec "$@"\n'
@@ -149,6 +149,8 @@ def test_slurm_prints_what_to_exclude(tmp_path: Path, monkeypatch: pytest.Monkey
     assert "nodes   2: localhost, dead, by srun\n" in done.out
     assert "fail    dead: cannot be asked (srun: error: Node failure on dead)" in done.out
     assert done.out.endswith("--exclude=dead\n")
+    assert scaletrain("doctor", port, "--exclude-bad", tmp_path / "bad").out.endswith("bad: 1 of 2 nodes\n")
+    assert (tmp_path / "bad").read_text() == "--exclude=dead\n"
 
 
 @pytest.mark.parametrize(

@@ -309,6 +309,16 @@ FAULTS: dict[str, tuple[Callable[[], Evidence], str]] = {
         "fail    n1: its test ranks failed: ProcessGroupNCCL failed: let nodes reach each other on all ports; "
         "NCCL_DEBUG=INFO tells more",
     ),
+    "a node lost while ranks met": (
+        lambda: with_node(
+            with_node(cluster(), "n1", fault=("ranks", "Timeout, server n1 not responding.")),
+            "n2",
+            ranks=Ranks(faults=("rank 2 cannot meet the others",)),
+            unreached=(Unreached("n1", 41234, "timed out"),),
+        ),
+        "fail    n1: fell silent when asked for 'ranks' (Timeout, server n1 not responding.): look whether it has "
+        "power and network",
+    ),
     "a slow link": (
         lambda: slow(("n1", "n3")),
         "warn    n1 - n3: 9.00 Gb/s; 90.00 Gb/s is usual: look at the way between the two, and at the interface that "

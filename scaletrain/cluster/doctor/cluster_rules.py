@@ -28,6 +28,7 @@ def judge(evidence: Evidence, wants: Wants) -> list[Finding]:
         *judge_clocks({node.name: node.clock for node in nodes if node.clock is not None}),
         *_judge_hardware(facts),
         *_judge_ports(nodes, wants),
+        *_judge_exchange(nodes),
         *_judge_sharing(nodes, facts, wants),
         *_judge_storage({node.name: node.storage for node in nodes if node.storage and not node.storage.fault}, wants),
         *_judge_pairs(evidence, wants),
@@ -121,8 +122,11 @@ def _judge_ports(nodes: tuple[Node, ...], wants: Wants) -> Iterator[Finding]:
                 "another run may use it: give the launcher --master_port another number", node.name,
             )  # fmt: skip
     missed: dict[tuple[str, str], list[str]] = {}
+    silent = [node.name for node in nodes if node.fault is not None]  # told already
     for node in nodes:
         for miss in node.unreached:
+            if miss.node in silent:
+                continue
             master = " (master)" if miss.port == wants.master_port else ""
             missed.setdefault((node.name, miss.node), []).append(f"{miss.port}{master} {miss.why}")
     asking = [node.name for node in nodes if node.fault is None]
@@ -138,6 +142,26 @@ def _judge_ports(nodes: tuple[Node, ...], wants: Wants) -> Iterator[Finding]:
         for source in sources:
             what = f"does not reach {target}: port {', '.join(missed[source, target])}"
             yield Finding("fail", "port", what, remedy, source)
+
+
+def _judge_exchange(nodes: tuple[Node, ...]) -> Iterator[Finding]:
+    """Test ranks that failed by themselves, not for want of a node that fell silent while they met it."""
+    lost = [node.name for node in nodes if node.fault is not None and node.fault[0] == "ranks"]
+    for node in nodes:
+        for what in node.ranks.faults if node.ranks is not None else ():
+            if lost:
+                yield Finding(
+                    "note",
+                    "exchange",
+                    f"its test ranks were cut off by the loss of {named(lost)}: {what}",
+                    "",
+                    node.name,
+                )
+                continue
+            yield Finding(
+                "fail", "exchange", f"its test ranks failed: {what}",
+                "let nodes reach each other on all ports; NCCL_DEBUG=INFO tells more", node.name,
+            )  # fmt: skip
 
 
 def _judge_sharing(nodes: tuple[Node, ...], facts: Mapping[str, Facts], wants: Wants) -> Iterator[Finding]:

@@ -15,6 +15,7 @@ _REMEDIES = (  # what ssh and the shell say when a node cannot be asked
     ("could not resolve", "correct the name, or add it to DNS or /etc/hosts"),
     ("no module named", "install the same scaletrain there, at the same path"),
     ("no such file", "put the code and Python there at the same path as here"),
+    ("not responding", "look whether it has power and network"),
     ("no answer", "look there for a dead mount, a full disk or a hanging driver"),
 )  # fmt: skip
 _LATE = {
@@ -56,11 +57,6 @@ def judge_node(node: Node, wants: Wants) -> Iterator[Finding]:
             yield Finding(
                 "fail", "exchange", f"wrong values after an {what}", "do not train there: have it repaired", node.name
             )
-        for what in node.ranks.faults:
-            yield Finding(
-                "fail", "exchange", f"its test ranks failed: {what}",
-                "let nodes reach each other on all ports; NCCL_DEBUG=INFO tells more", node.name,
-            )  # fmt: skip
 
 
 def judge_disks(disks: tuple[Disk, ...], wants: Wants, node: str, gpus: int = 0) -> Iterator[Finding]:

@@ -13,7 +13,9 @@ from scaletrain.cluster.hosts import expand_hosts
 from scaletrain.errors import ClusterError
 
 _LINE = re.compile(r"(\S+)\s+slots=(\d+)")
-_SSH = ("ssh", "-o", "BatchMode=yes", "-o", "ConnectTimeout=5")
+# A node that loses power is known 15 s later, whatever it was asked; `ssh` tells why it ends only where it may log.
+_SSH_OPTIONS = ("BatchMode=yes", "ConnectTimeout=5", "ServerAliveInterval=5", "ServerAliveCountMax=3", "LogLevel=INFO")
+_SSH = ("ssh", *(f"-o{option}" for option in _SSH_OPTIONS))
 # Not bound to the one processor of its one task: it starts a test rank a GPU.
 _SRUN = ("srun", "--overlap", "--nodes=1", "--ntasks=1", "--cpu-bind=none", "--input=0", "--quiet")
 # What a remote shell would not have; DeepSpeed's launcher passes on such names too.
