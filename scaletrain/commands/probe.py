@@ -108,6 +108,7 @@ def read_job(recipe: str, overrides: Sequence[str], deepspeed_config: str | None
         loaded, preset = load_with_deepspeed(Path(recipe), overrides, deepspeed_config)
     except ScaleTrainError as error:
         return Job(fault=_one_line(error))
+    os.environ.update(loaded.run.env)  # of the test ranks and the builds
     folder = op_folder(os.environ)
     job = Job(
         recipe=_digest(dump_shared(loaded)),

@@ -56,8 +56,10 @@ def main(program: Program, argv: Sequence[str]) -> int:
 
         world = read_world(os.environ)
         need = {"pretrain": need_pretraining, "finetune": need_finetuning}[program]
-        # Before torch: a fault is told in a second.
-        need(load_recipe(args.recipe, args.overrides, args.deepspeed_config), args.recipe)
+        # Before torch: a fault is told in a second, and the libraries find their variables.
+        recipe = load_recipe(args.recipe, args.overrides, args.deepspeed_config)
+        need(recipe, args.recipe)
+        os.environ.update(recipe.run.env)
         return _train(program, args, began)
     except ScaleTrainError as error:
         _tell_fault(error, world)

@@ -11,6 +11,8 @@ from pydantic_core import ErrorDetails
 from scaletrain.config.schema import BaseRecipe, Section
 from scaletrain.errors import ConfigError
 
+_IN_A_NAME = "[key]"  # pydantic's mark of a fault that is not in a value
+
 
 def raise_problems(source: str, problems: list[str]) -> None:
     """Raises one ConfigError for all `problems` of the file `source`; returns if there are none."""
@@ -176,7 +178,8 @@ def _take(data: dict[str, Any], keys: list[str]) -> None:
 
 
 def _name(loc: tuple[int | str, ...]) -> str:
-    return "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in loc).lstrip(".")
+    keys = loc[:-1] if loc[-1] == _IN_A_NAME else loc
+    return "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in keys).lstrip(".")
 
 
 def _sentence(detail: ErrorDetails, recipe: type[BaseRecipe]) -> str:
@@ -187,7 +190,8 @@ def _sentence(detail: ErrorDetails, recipe: type[BaseRecipe]) -> str:
         rule: str | None = _list_rule(loc, recipe)
     else:
         rule = _rule(kind, value, context)
-    return f"{_name(loc)}={shown(value)} {rule or 'is not valid: ' + detail['msg']}"
+    given = "" if loc[-1] == _IN_A_NAME else f"={shown(value)}"
+    return f"{_name(loc)}{given} {rule or 'is not valid: ' + detail['msg']}"
 
 
 def _list_rule(loc: tuple[int | str, ...], recipe: type[BaseRecipe]) -> str:

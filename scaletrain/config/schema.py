@@ -33,6 +33,29 @@ def _checkpointing(value: str) -> str:
     return value
 
 
+def _variable(name: str) -> str:
+    if re.fullmatch(r"[A-Za-z_]\w*", name, re.ASCII) is None:
+        raise ValueError("should be a variable's name")
+    if _OF_LAUNCHERS.fullmatch(name):
+        raise ValueError("is the launcher's own: set it where you launch")
+    if _READ_BEFORE.fullmatch(name):
+        raise ValueError("is read before a recipe is: set it where you launch (deepspeed over ssh: .deepspeed_env)")
+    if _SECRET.search(name):
+        raise ValueError("looks like a secret, and the run folder keeps a copy of the recipe: set it where you launch")
+    return name
+
+
+def _written(value: Any) -> Any:
+    """What YAML reads as a number, as it was written."""
+    return str(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else value
+
+
+_OF_LAUNCHERS = re.compile(r"(LOCAL_|GROUP_|CROSS_)?(RANK|SIZE|WORLD_SIZE)|MASTER_(ADDR|PORT)|(SLURM|OMPI|PMIX?)_\w+")
+_READ_BEFORE = re.compile(r"PATH|LD_\w+|PYTHON\w+")
+_SECRET = re.compile(r"(TOKEN|SECRET|PASSWORD|KEY)$|^AWS_ACCESS")
+Variables = dict[
+    Annotated[str, AfterValidator(_variable)], Annotated[str, BeforeValidator(_written), Field(pattern=r"^[^\x00]*$")]
+]
 Count = Annotated[int, BeforeValidator(_no_bool), BeforeValidator(_count)]
 Positive = Annotated[Count, Field(ge=1)]
 NonNegative = Annotated[Count, Field(ge=0)]
@@ -53,6 +76,8 @@ class Run(Section):
     """Run folder: resolved recipe, metrics, events, checkpoints. Run again with the same folder to resume."""
     name: str | None = None
     """Name shown in the header; default: the folder's name."""
+    env: Variables = {}
+    """Environment variables of each rank on every node, whatever launches it; they win over the launcher's."""
 
 
 class Source(Section):

@@ -30,7 +30,7 @@ def losses(run: Path) -> dict[int, float]:
 def whole(dataset: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An uninterrupted run of one rank."""
     folder = tmp_path_factory.mktemp("whole")
-    done = pretrain(write_recipe(folder, dataset, folder / "run"))
+    done = pretrain(write_recipe(folder, dataset, folder / "run"), "run.env.NCCL_SOCKET_IFNAME=ib7")
     assert done.code == 0, done.err
     assert done.err == ""
     return folder / "run"
@@ -63,7 +63,9 @@ def test_a_run_leaves_what_the_contract_says(whole: Path) -> None:
     assert set(evaluated[0]) == {"step", "eval_loss", "eval_perplexity", "eval_bits_per_byte"}
     events = [line["event"] for line in read_lines(whole / "events.jsonl")]
     assert events == ["start", "data", "checkpoint", "evaluate", "checkpoint", "checkpoint", "evaluate", "end"]
-    assert json.loads((whole / "environment.json").read_text())["world"]["ranks"] == 1
+    environment = json.loads((whole / "environment.json").read_text())
+    assert environment["world"]["ranks"] == 1
+    assert environment["network"]["NCCL_SOCKET_IFNAME"] == "ib7"  # the recipe's
 
 
 def test_a_finished_run_started_again_does_nothing(whole: Path, dataset: Dataset, tmp_path: Path) -> None:
