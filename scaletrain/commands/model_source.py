@@ -100,12 +100,14 @@ def load_model(path: Path, dtype: str | None, found: "Found | None" = None) -> L
 
     from scaletrain.assemble.finetuned import is_finetuned, merged_model, open_finetuned, was_taught_to_answer
     from scaletrain.data.tokenizer import load_tokenizer
+    from scaletrain.model.adapters import virtual_tokens
     from scaletrain.model.hf import to_hf_model
 
     quiet_libraries()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     wanted = getattr(torch, dtype or ("bfloat16" if device.type == "cuda" else "float32"))
     model: Any
+    taken = 0  # positions of a tuned prompt
     if is_hugging_face(path):
         folder, answers = path, was_taught_to_answer(path)
         tokenizer = load_tokenizer(folder)
@@ -120,13 +122,14 @@ def load_model(path: Path, dtype: str | None, found: "Found | None" = None) -> L
                     f"{path} was fine-tuned for task.kind={kind}, it writes no text: give an sft model"
                 )
             tokenizer = load_tokenizer(folder)
-            model = merged_model(finetuned.network.model)
+            adapted = finetuned.network.model
+            model = adapted if (taken := virtual_tokens(adapted)) else merged_model(adapted)
             model.config.use_cache = True
         else:
             trained = read_trained(found)
             tokenizer = load_tokenizer(folder)
             model = to_hf_model(trained.architecture, trained.weights, dtype=wanted, eos_id=tokenizer.eos_id)
-    context = int(model.config.max_position_embeddings)
+    context = int(model.config.max_position_embeddings) - taken
     return Loaded(model.to(device).eval(), tokenizer, folder, answers, device, context)
 
 

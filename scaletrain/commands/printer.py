@@ -11,6 +11,8 @@ def write_one(loaded: Loaded, ids: list[int], settings: Mapping[str, Any]) -> st
     """Prints what the model adds to `ids`, and gives it. ConfigError when they leave no room."""
     import torch
 
+    from scaletrain.tasks.generation import with_prompt
+
     if len(ids) >= loaded.context:
         raise ConfigError(f"the prompt has {len(ids):,} tokens, the model takes {loaded.context:,}: shorten it")
     room = min(int(settings["max_new_tokens"]), loaded.context - len(ids))
@@ -18,9 +20,9 @@ def write_one(loaded: Loaded, ids: list[int], settings: Mapping[str, Any]) -> st
     inputs = torch.tensor([ids], device=loaded.device)
     eos = loaded.tokenizer.eos_id
     with torch.inference_mode():
-        loaded.model.generate(
-            inputs,
-            attention_mask=torch.ones_like(inputs),
+        model, given = with_prompt(loaded.model, inputs, torch.ones_like(inputs))
+        model.generate(
+            **given,
             eos_token_id=eos,
             pad_token_id=eos,
             streamer=printer,

@@ -99,6 +99,9 @@ def adapter_state(wrapped: Any, trained: Mapping[str, Tensor]) -> dict[str, Tens
     """What an adapter folder holds, under PEFT's names: `trained` by the names of `wrapped`'s own parameters."""
     peft = need_peft()
     whole = {**dict(wrapped.named_parameters()), **trained}
+    wrapped.active_peft_config.inference_mode = True
+    for name, encoder in getattr(wrapped, "prompt_encoder", {}).items():  # PEFT does not look into state_dict for it
+        encoder.embedding.weight = nn.Parameter(whole[f"prompt_encoder.{name}.embedding.weight"])
     state: dict[str, Tensor] = peft.get_peft_model_state_dict(wrapped, state_dict=whole)
     return {name: tensor.detach().contiguous().clone() for name, tensor in state.items()}
 
@@ -108,8 +111,8 @@ def write_adapter(folder: Path, wrapped: Any, trained: Mapping[str, Tensor], bas
     from safetensors.torch import load_file, save_file
 
     state = adapter_state(wrapped, trained)
-    config = wrapped.peft_config["default"]
-    config.base_model_name_or_path, config.inference_mode = base, True
+    config = wrapped.active_peft_config
+    config.base_model_name_or_path = base
     folder.mkdir(parents=True, exist_ok=True)
     config.save_pretrained(folder)
     save_file(state, folder / "adapter_model.safetensors", metadata={"format": "pt"})

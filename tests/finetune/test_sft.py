@@ -7,10 +7,13 @@ import numpy as np
 import pytest
 import torch
 
+from scaletrain.commands.model_source import Loaded
+from scaletrain.commands.printer import write_one
 from scaletrain.config.finetune_schema import Adapter, FinetuneData, FinetuneModel, Generation, TaskSection
 from scaletrain.data.conversation import read_conversation
 from scaletrain.data.examples.example import Example
 from scaletrain.data.text_tokenizer import load_text_tokenizer
+from scaletrain.data.tokenizer import load_tokenizer
 from scaletrain.errors import DataError
 from scaletrain.model.adapters import add_adapter
 from scaletrain.model.network import Network, build_network, load_network, read_config
@@ -173,6 +176,14 @@ def test_a_tuned_prompt_stands_before_each_row(model: str, models: Path) -> None
         while len(ids) < len(prompt) + 6 and (len(ids) == len(prompt) or ids[-1] != kind.tokenizer.eos_token_id):
             ids.append(int(logits(ids)[-1].argmax()))
         assert text == kind.tokenizer.decode(ids[len(prompt) :], skip_special_tokens=True).strip()
+        assert written(models / model, network, prompt) == text
+
+
+def written(folder: Path, network: Network, prompt: list[int]) -> str:
+    """What `scaletrain generate` would say."""
+    tokenizer, cpu = load_tokenizer(folder), torch.device("cpu")
+    loaded = Loaded(network.model, tokenizer, folder, answers=True, device=cpu, context=100)
+    return write_one(loaded, prompt, {"do_sample": False, "max_new_tokens": 6}).strip()
 
 
 def test_a_batch_of_padding_bears_no_loss_and_no_gradient(models: Path) -> None:
