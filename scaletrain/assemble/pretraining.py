@@ -1,6 +1,7 @@
 """A pretraining recipe as a job: a GPT of the recipe's sizes, or of a Hugging Face folder, on tokens."""
 
 import os
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Any
 from scaletrain.assemble.settle import Settled, settle_launch
 from scaletrain.cluster.env import read_world
 from scaletrain.config.architecture import Architecture, architecture_problems, resolve_architecture
-from scaletrain.config.deepspeed import settle
+from scaletrain.config.deepspeed import settle, zero_stage
 from scaletrain.config.load import load_with_deepspeed, need_pretraining
 from scaletrain.config.schema import Recipe
 from scaletrain.data.live.text import LiveText, open_live_text
@@ -24,6 +25,7 @@ from scaletrain.runtime.world import World
 from scaletrain.tasks.pretrain import PretrainTask
 from scaletrain.tasks.task import Task
 
+COMPILERS = ("g++", "clang++", "c++")  # one of them torch.compile calls
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "tokenizer_config.json")
 
 
@@ -74,6 +76,7 @@ class Pretraining:
             seed=self.recipe.seed,
             init_from=Path(self.recipe.model.init_from) if self.recipe.model.init_from else None,
             activation_checkpointing=self.recipe.train.activation_checkpointing,
+            compiled=self.recipe.train.compile == "blocks",
         )
 
     def finish(self, run: Path, found: Found) -> list[str]:
@@ -89,9 +92,25 @@ def settle_pretraining(path: Path, overrides: Sequence[str], deepspeed_config: s
     world = read_world(os.environ)
     loaded, preset = load_with_deepspeed(path, overrides, deepspeed_config)
     recipe = settle(need_pretraining(loaded, path), preset)
+    if recipe.train.compile == "blocks":
+        check_compiling(str(path), zero_stage(preset))
     launch = settle_launch(recipe, preset, world)
     data = _open_data(recipe, world)
     return Settled(launch, Pretraining(recipe, data, _architecture(recipe, data)))
+
+
+def check_compiling(source: str, stage: int) -> None:
+    """ConfigError where train.compile=blocks cannot work, or would be slow."""
+    if stage == 3:
+        raise ConfigError(
+            f"{source}: train.compile=blocks with ZeRO stage 3: DeepSpeed gathers weights inside the blocks, "
+            "which would be compiled anew again and again: use stage 1 or 2, or train.compile=none"
+        )
+    if not any(map(shutil.which, COMPILERS)):
+        raise ConfigError(
+            f"{source}: train.compile=blocks needs a C++ compiler, and none of {', '.join(COMPILERS)} is there: "
+            "install one, or set train.compile=none"
+        )
 
 
 def _open_data(recipe: Recipe, world: World) -> TrainingData | LiveText:

@@ -186,8 +186,13 @@ def _shared_problems(recipe: AnyRecipe) -> list[str]:
 
 
 def _pretraining_problems(recipe: Recipe) -> list[str]:
-    model = recipe.model
+    model, train = recipe.model, recipe.train
     found = [*data_problems(recipe.data), *_live_problems(recipe)]
+    if train.compile == "blocks" and train.activation_checkpointing == "selective":
+        found.append(
+            "train.compile=blocks with train.activation_checkpointing=selective: what is kept is chosen among "
+            "operations that the compiler joins: use full, every_N or none"
+        )
     if model.init_from is not None and model.preset is not None:
         found.append(f"model.init_from={model.init_from} and model.preset={model.preset} both name a model: keep one")
     if model.init_from is None:

@@ -219,6 +219,8 @@ class Train(Section):
     """bf16, fp16 or fp32; default: bf16 where the device computes in it, else fp32."""
     activation_checkpointing: Checkpointing = "none"
     """none, full (each block), every_N (each N-th block), selective (all but matrix products and attention)."""
+    compile: Literal["none", "blocks"] = "none"
+    """blocks: torch.compile of each block, half a minute at the start. On a CPU it was no faster; on a GPU try it."""
 
 
 class Optim(Section):

@@ -41,6 +41,9 @@ class LayerNorm(nn.LayerNorm):
 
     def forward(self, x: Tensor) -> Tensor:
         if _is_half_on_cpu(x) and not torch.is_autocast_enabled("cpu"):
+            if torch.compiler.is_compiling():  # the compiler sums in float32 by itself
+                wide = F.layer_norm(x.float(), self.normalized_shape, self.weight.float(), self.bias.float(), self.eps)
+                return wide.to(x.dtype)
             return cpu_kernels.layer_norm(x, self.weight, self.bias, self.eps)
         return super().forward(x)
 
@@ -55,6 +58,8 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         if x.device.type == "cpu":
+            if torch.compiler.is_compiling():
+                return F.rms_norm(x.float(), self.weight.shape, self.weight.float(), self.eps).to(x.dtype)
             return cpu_kernels.rms_norm(x, self.weight, self.eps)
         return F.rms_norm(x, self.weight.shape, self.weight.to(x.dtype), self.eps)  # one kernel on CUDA
 

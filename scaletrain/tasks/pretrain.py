@@ -11,6 +11,7 @@ from scaletrain.config.architecture import Architecture
 from scaletrain.data.rows import IGNORED, Batch, Rows
 from scaletrain.data.shards import Split
 from scaletrain.model.checkpointing import apply_activation_checkpointing
+from scaletrain.model.compiling import compile_blocks
 from scaletrain.model.gpt import GPT
 from scaletrain.model.hf import load_weights
 from scaletrain.model.init import Gather, init_parameters
@@ -39,10 +40,11 @@ class PretrainTask:
         seed: int,
         init_from: Path | None = None,
         activation_checkpointing: str = "none",
+        compiled: bool = False,
     ) -> None:
         self.architecture, self.data = architecture, data
         self._seed, self._init_from = seed, init_from
-        self._activation_checkpointing = activation_checkpointing
+        self._activation_checkpointing, self._compiled = activation_checkpointing, compiled
 
     @property
     def metric_names(self) -> Sequence[str]:
@@ -51,6 +53,8 @@ class PretrainTask:
     def build_model(self) -> nn.Module:
         model = GPT(self.architecture)
         apply_activation_checkpointing(model, self._activation_checkpointing)
+        if self._compiled:
+            compile_blocks(model)
         return model
 
     def initialise(self, model: nn.Module, gather: Gather) -> None:

@@ -146,6 +146,10 @@ def test_a_fault_of_yaml_is_one_line_with_the_place(tmp_path: Path, text: str, l
         (["run.env.LD_PRELOAD=x"], "run.env.LD_PRELOAD is read before a recipe is: set it where you launch (deepspeed"),
         (["run.env.HF_TOKEN=x"], "run.env.HF_TOKEN looks like a secret, and the run folder keeps a copy of the recipe"),
         (["train.activation_checkpointing=some"], "should be none, selective, full or every_N"),
+        (
+            ["train.compile=blocks", "train.activation_checkpointing=selective"],
+            "operations that the compiler joins: use",
+        ),
         (["train=5"], "train=5 should be a section"),
         (["optim.lr"], "override 'optim.lr' is not section.key=value: write it like optim.lr=1e-4"),
         (["optim..lr=1"], "override 'optim..lr=1' is not section.key=value"),
