@@ -10,7 +10,6 @@ drift of the machine's speed falls on both alike. Prints one JSON object: the se
 import argparse
 import json
 import os
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -132,7 +131,7 @@ def main() -> None:
         result = [run_round(pair, args.block) for _ in range(args.rounds)]
     if world.is_first:
         print(json.dumps(result), flush=True)
-    sys.stdout.flush()
+    dist.gather(None)  # a rank that left early would break the other's last collective
     os._exit(0)  # DeepSpeed's threads and gloo's may hold the exit up
 
 
