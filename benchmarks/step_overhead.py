@@ -77,7 +77,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path)
     args = parser.parse_args()
     if args.profile and torch.cuda.is_available():
-        parser.error("--profile watches one thread, and a GPU's backward pass runs in another: hide it with CUDA_VISIBLE_DEVICES=")
+        parser.error("--profile watches one thread, a GPU's backward pass runs in another: set CUDA_VISIBLE_DEVICES=")
     rows = []
     for batch in map(int, args.batches.split(",")):
         for precision in args.precisions.split(","):

@@ -4,9 +4,9 @@
 
 As litgpt/pretrain.py does it: Fabric, its initial weights, torch.compile, AdamW, chunked_cross_entropy, gradients
 clipped at 1.0, a running mean of the loss; no logs, evaluation or files. The model is a Pythia with our sizes and
-GPT-2's residual order: rotary positions on a quarter of each head in place of learned ones, tied embeddings, GELU in its
-tanh form. AdamW is fused on a CPU too, where pretrain.py's is not: to its advantage. Imports nothing of this project.
-Prints one JSON object.
+GPT-2's residual order: rotary positions on a quarter of each head in place of learned ones, tied embeddings, GELU in
+its tanh form. AdamW is fused on a CPU too, where pretrain.py's is not: to its advantage. Imports nothing of this
+project. Prints one JSON object.
 """
 
 import argparse

@@ -2,8 +2,8 @@
 
     python benchmarks/peers/nanogpt_loop.py DATASET --steps 12
 
-Its defaults but for the sizes: torch.compile, clipping at 1.0. On a GPU it trains in bfloat16 by autocast with the fused
-AdamW; on a CPU its script knows float32 and the plain AdamW only. Prints one JSON object.
+Its defaults but for the sizes and the biases: torch.compile, clipping at 1.0. On a GPU it trains in bfloat16 by
+autocast with the fused AdamW; on a CPU its script knows float32 and the plain AdamW only. Prints one JSON object.
 """
 
 import argparse
