@@ -52,8 +52,8 @@ class BareLoop:
             self._module = nn.parallel.DistributedDataParallel(self._module, gradient_as_bucket_view=True)
 
     def train_step(self, batches: Sequence[Batch], lr: float, weight: int) -> Tensor:
-        """As Engine.train_step: one update over this rank's micro-batches, `weight` tokens of all ranks. The summed loss
-        of this rank, on the device."""
+        """As Engine.train_step: one update over this rank's micro-batches, `weight` tokens of all ranks. Returns the
+        summed loss of this rank, on the device."""
         for group in self._optimizer.param_groups:
             group["lr"] = lr
         scale = dist.size() / weight  # undoes DistributedDataParallel's average
