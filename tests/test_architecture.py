@@ -34,7 +34,7 @@ SOURCES = sorted(
     path
     for folder in ("scaletrain", "launch", "benchmarks")
     for path in (ROOT / folder).rglob("*.py")
-    if "peers" not in path.parts  # other people's trainers, run as they are
+    if "peers" not in path.relative_to(ROOT).parts  # other people's trainers, run as they are
 )
 
 

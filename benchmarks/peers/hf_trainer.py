@@ -19,6 +19,9 @@ import torch
 from transformers import GPT2Config, GPT2LMHeadModel, Trainer, TrainerCallback, TrainingArguments, set_seed
 
 from scaletrain.data.shards import open_dataset, open_tokens
+from scaletrain.runtime.dist import device_of
+from scaletrain.runtime.world import World
+from scaletrain.track.meter import peak_memory_bytes
 
 
 class Windows(torch.utils.data.Dataset):  # type: ignore[type-arg]
@@ -104,7 +107,7 @@ def main() -> None:
         model.save_pretrained(args.save)
         shutil.copytree(args.dataset / "tokenizer", args.save, dirs_exist_ok=True)
     seconds = [b - a for a, b in zip(times.ends, times.ends[1:], strict=False)]
-    print(json.dumps({"step_seconds": seconds}))
+    print(json.dumps({"step_seconds": seconds, "peak_memory_bytes": peak_memory_bytes(device_of(World()))}))
 
 
 if __name__ == "__main__":
