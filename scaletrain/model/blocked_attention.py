@@ -7,7 +7,7 @@ torch's flash kernel for the CPU computes bfloat16 at its float32 speed (forward
 tokens on two cores with AVX-512 bf16: 55 ms); bmm uses the bf16 instructions (18 ms). Scores are rounded to bfloat16
 before the softmax, as in Hugging Face's eager attention; the softmax and the sums of key and value gradients are
 float32 inside.
-Memory beyond q, k, v and y is one block's scores: P * R * QUERY_BLOCK * T.
+Memory beyond q, k, v and y is one block's scores, P * R * QUERY_BLOCK * T: two of them forward, three backward.
 
 Queries, keys and values come packed, as their matrix makes them, and their gradients leave so: nothing is joined.
 
@@ -126,6 +126,7 @@ def _attended(qkv_BTXD: Tensor, num_heads: int, num_kv_heads: int) -> Tensor:
         y_PSD = torch.bmm(p_PSK, v_PTD[:, :end])
         block = y_BGRTD[:, :, :, start:end]
         block.copy_(y_PSD.view(block.shape))
+        del p_PSK  # before the next block's are made
     return y_BTHD
 
 
@@ -148,6 +149,7 @@ def _gradients(qkv_BTXD: Tensor, dy_BTHD: Tensor, num_heads: int, num_kv_heads: 
         is_first = end == qkv_BTXD.shape[1]
         _accumulate(dk_PTD[:, :end], torch.bmm(ds_PSK.transpose(1, 2), q_PSD), is_first)
         _accumulate(dv_PTD[:, :end], torch.bmm(p_PSK.transpose(1, 2), dy_PSD), is_first)
+        del p_PSK, dp_PSK, ds_PSK  # before the next block's are made: five such tensors at a time would be held
     dk_BTGD, dv_BTGD = torch.split(dqkv_BTXD[:, :, H:], G, dim=2)
     dk_BTGD.transpose(1, 2).copy_(dk_PTD.view(-1, G, *dk_PTD.shape[1:]))
     dv_BTGD.transpose(1, 2).copy_(dv_PTD.view(-1, G, *dv_PTD.shape[1:]))

@@ -159,8 +159,14 @@ class SwiGLUFeedForward(nn.Module):
         self.down = Linear(arch.ffn_hidden_size, arch.hidden_size, bias=False)
 
     def forward(self, x_BTC: Tensor) -> Tensor:
-        y: Tensor = self.down(_GatedSiLU.apply(self.gate(x_BTC), self.up(x_BTC)))  # type: ignore[no-untyped-call]
+        y: Tensor = self.down(gated_silu(self.gate(x_BTC), self.up(x_BTC)))
         return y
+
+
+def gated_silu(gate: Tensor, up: Tensor) -> Tensor:
+    """silu(gate) * up."""
+    y: Tensor = _GatedSiLU.apply(gate, up)  # type: ignore[no-untyped-call]
+    return y
 
 
 class _GatedSiLU(torch.autograd.Function):

@@ -41,11 +41,13 @@ def linear_cross_entropy(
     hidden_NC: Tensor, weight_VC: Tensor, labels_N: Tensor, chunk_tokens: int | None = None
 ) -> Tensor:
     """Sum of the cross-entropies of softmax(hidden weight^T) against labels; float32 scalar (float64 for float64)."""
-    if chunk_tokens is None:
-        chunk_bytes = CHUNK_BYTES.get(hidden_NC.device.type, CHUNK_BYTES["cpu"])
-        chunk_tokens = max(128, chunk_bytes // (4 * weight_VC.shape[0]))
-    loss: Tensor = _LinearCrossEntropy.apply(hidden_NC, weight_VC, labels_N, chunk_tokens, torch.is_grad_enabled())  # type: ignore[no-untyped-call]
+    chunk = chunk_tokens or tokens_of_chunk(weight_VC.shape[0], hidden_NC.device.type)
+    loss: Tensor = _LinearCrossEntropy.apply(hidden_NC, weight_VC, labels_N, chunk, torch.is_grad_enabled())  # type: ignore[no-untyped-call]
     return loss
+
+
+def tokens_of_chunk(vocab_size: int, device: str) -> int:
+    return max(128, CHUNK_BYTES.get(device, CHUNK_BYTES["cpu"]) // (4 * vocab_size))
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
