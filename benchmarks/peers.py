@@ -12,6 +12,7 @@ measured right before each turn, so a machine whose speed drifts decides neither
 
 import argparse
 import json
+import re
 import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
@@ -77,7 +78,7 @@ def run_peer(data: Path, sizes: Sizes, steps: int, script: str, told: str) -> Tu
 
 
 def contestants(data: Path, sizes: Sizes, steps: int, wanted: str) -> dict[str, Callable[[], Turn]]:
-    """Those whose name holds `wanted`, ours at ZeRO 1 in any case; says what is missing."""
+    """Those in whose name the pattern `wanted` is found, ours at ZeRO 1 in any case; says what is missing."""
     runs: dict[str, Callable[[], Turn]] = {
         f"scaletrain, ZeRO {stage}": partial(run_ours, data, sizes, steps, stage) for stage in (1, 0)
     }
@@ -87,7 +88,7 @@ def contestants(data: Path, sizes: Sizes, steps: int, wanted: str) -> dict[str, 
             print(f"without {name}: benchmarks/peers/install.sh {installed} installs it", flush=True)
             continue
         runs[name] = partial(run_peer, data, sizes, steps, script, told)
-    return {name: run for name, run in runs.items() if name == OURS or wanted in name}
+    return {name: run for name, run in runs.items() if name == OURS or re.search(wanted, name)}
 
 
 def show(rows: Sequence[Mapping[str, Any]], title: str) -> None:
@@ -115,7 +116,7 @@ def main() -> None:
         parser.add_argument(f"--{name}", type=int, help="in place of that of --size")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=12, help="optimizer steps a contestant and round")
-    parser.add_argument("--only", default="", help="contestants whose name holds this")
+    parser.add_argument("--only", default="", help="contestants in whose name this regular expression is found")
     parser.add_argument("--output", type=Path, help="JSON file for the figures and the environment")
     args = parser.parse_args()
     if args.steps <= WARM_UP_STEPS + 1:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import xxhash
+from safetensors import SafetensorError
 
 from scaletrain.errors import ConfigError
 
@@ -79,6 +81,12 @@ def replacing_folder(folder: Path, mark: str) -> Iterator[Path]:
     except OSError as error:
         shutil.rmtree(partial, ignore_errors=True)
         raise OSError(error.errno, error.strerror, str(error.filename2 or error.filename or folder)) from error
+    except SafetensorError as error:  # its own words for what the system refused
+        shutil.rmtree(partial, ignore_errors=True)
+        number = re.search(r"os error (\d+)", str(error))
+        if number is None:
+            raise
+        raise OSError(int(number[1]), os.strerror(int(number[1])), str(folder)) from error
     if folder.exists():
         old = folder.with_name(f".{folder.name}.old")
         shutil.rmtree(old, ignore_errors=True)
