@@ -1,4 +1,4 @@
-"""What the training benchmarks train on: Python's own sources as a dataset, and overrides of a recipe for given sizes."""
+"""What the training benchmarks train on: Python's own sources as a dataset, and a recipe's overrides for some sizes."""
 
 import sys
 from dataclasses import dataclass
