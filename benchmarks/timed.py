@@ -18,6 +18,7 @@ WARM_UP_STEPS = 2
 STATE_BYTES = 16  # a parameter: weight, gradient and two moments in float32; in bf16 with float32 masters a little more
 FORMULAS = [
     "tokens/s = micro-batch x ranks x context / median step of a round, its first two steps left out; range: rounds",
+    "step seconds: the median of all steps of all rounds, tenth to ninetieth percentile",
     "MFU = tokens/s x F / P, HFU = tokens/s x (F + R) / P",
     "F, a token = 6 N + 6 L T W: N weights of all matrix products, L layers, T context, W width of all heads; causal "
     "attention counted once. In full, as PaLM (appendix B) counts: 6 N + 12 L T W",
