@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks.plots import drawn_figures
 from benchmarks.record import ROOT
 
 PAGE = ROOT / "docs" / "performance.md"
@@ -65,17 +66,10 @@ def section(name: str, result: Mapping[str, Any], pictures: str) -> str:
     lines += [f"- Settings: {settings}"] if settings else []
     lines += [f"- In all rows: {same}"] if same else []
     lines += ["", *table, ""]
-    if has_picture(result):
+    if drawn_figures(result):
         lines += [f"![{benchmark}]({pictures}/{name}.png)", ""]
     lines += [*(f"- {formula}" for formula in result["formulas"]), ""] if result.get("formulas") else []
     return "\n".join(lines)
-
-
-def has_picture(result: Mapping[str, Any]) -> bool:
-    """Whether plots.py draws it."""
-    from benchmarks.plots import PLOTS, figures_with_spread
-
-    return result["benchmark"] in PLOTS and bool(figures_with_spread(result["rows"]))
 
 
 def tabled(rows: Sequence[Mapping[str, Any]]) -> tuple[str, list[str]]:
@@ -119,7 +113,7 @@ def main(words: Sequence[str] | None = None) -> int:
         args.output.parent.mkdir(parents=True, exist_ok=True)
         args.output.write_text(text, encoding="utf-8")
         return 0
-    wrong = [f"{folder / name}.png" for name, result in results.items() if has_picture(result)]
+    wrong = [f"{folder / name}.png" for name, result in results.items() if drawn_figures(result)]
     wrong = [f"{picture} is missing: run benchmarks/plots.py" for picture in wrong if not Path(picture).is_file()]
     if not args.output.is_file() or args.output.read_text(encoding="utf-8") != text:
         wrong.append(f"{args.output} is not what the results give: run benchmarks/performance.py")

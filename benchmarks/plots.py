@@ -4,7 +4,6 @@ import argparse
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,11 +15,6 @@ if TYPE_CHECKING:
 Rows = Sequence[Mapping[str, Any]]
 
 
-def figures_with_spread(rows: Rows) -> list[str]:
-    """The names of what was measured in several rounds, in the rows' order."""
-    return list(dict.fromkeys(name for row in rows for name, value in row.items() if isinstance(value, dict)))
-
-
 def middle_and_reach(value: Any) -> tuple[float, float, float]:
     """A figure's median, and how far its range goes below and above; a plain number has no range."""
     if not isinstance(value, dict):
@@ -28,11 +22,8 @@ def middle_and_reach(value: Any) -> tuple[float, float, float]:
     return value["median"], value["median"] - value["low"], value["high"] - value["median"]
 
 
-def bars(rows: Rows, names: Sequence[str]) -> "Figure | None":
-    """A panel a figure, a bar a row with the range over the rounds. None: no row has any of them."""
-    names = [name for name in names if any(name in row for row in rows)]
-    if not names:
-        return None
+def bars(rows: Rows, names: Sequence[str]) -> "Figure":
+    """A panel a figure, a bar a row with the range over the rounds."""
     rows = [row for row in rows if any(name in row for name in names)]
     figure, panels = _panels(len(names), height=1.2 + 0.35 * len(rows))
     for panel, name in zip(panels, names, strict=True):
@@ -44,22 +35,19 @@ def bars(rows: Rows, names: Sequence[str]) -> "Figure | None":
     return figure
 
 
-def lines(rows: Rows, names: Sequence[str] | None = None) -> "Figure | None":
-    """A panel a figure (default: all with a range), a line a `series` over `x`. None: no row has any of them."""
-    rows = [row for row in rows if "series" in row and "x" in row]
-    names = [name for name in names or figures_with_spread(rows) if any(name in row for row in rows)]
-    if not names:
-        return None
-    figure, panels = _panels(len(names), height=4)
-    for panel, name in zip(panels, names, strict=True):
-        for series in dict.fromkeys(row["series"] for row in rows if name in row):
-            points = sorted(
-                (row["x"], middle_and_reach(row[name])) for row in rows if row["series"] == series and name in row
-            )
-            places, values = zip(*points, strict=True)
-            middles, below, above = zip(*values, strict=True)
-            panel.errorbar(places, middles, yerr=[below, above], marker="o", capsize=3, label=series)
-        panel.set_xlabel("x")
+def lines(rows: Rows, names: Sequence[str]) -> "Figure":
+    """A panel a figure and `x_name` (what `x` counts), a line a `series` over `x`."""
+    points = [(row.get("x_name", "x"), row["series"], row["x"], row) for row in rows if "series" in row and "x" in row]
+    wanted = [(x, name) for x in dict.fromkeys(point[0] for point in points) for name in names]
+    wanted = [(x, name) for x, name in wanted if any(point[0] == x and name in point[3] for point in points)]
+    figure, panels = _panels(len(wanted), height=4)
+    for panel, (x, name) in zip(panels, wanted, strict=True):
+        held = [(series, at, row[name]) for x_name, series, at, row in points if x_name == x and name in row]
+        for series in dict.fromkeys(one[0] for one in held):
+            line = sorted((at, middle_and_reach(value)) for other, at, value in held if other == series)
+            middles, below, above = zip(*(values for _, values in line), strict=True)
+            panel.errorbar([at for at, _ in line], middles, yerr=[below, above], marker="o", capsize=3, label=series)
+        panel.set_xlabel(x)
         panel.set_ylabel(name.replace("_", " "))
         panel.legend(fontsize="small")
     return figure
@@ -72,27 +60,38 @@ def _panels(count: int, height: float) -> tuple["Figure", list[Any]]:
     return figure, list(figure.subplots(1, count, squeeze=False)[0])
 
 
-# By the name of the benchmark; one that is not here has a table only.
-PLOTS: dict[str, Callable[[Rows], "Figure | None"]] = {
-    "throughput": partial(bars, names=("tokens_per_second", "mfu")),
-    "peers": partial(bars, names=("tokens_per_second", "share_of_matrix_rate")),
-    "step_overhead": partial(bars, names=("ratio",)),
-    "kernels": partial(bars, names=("share_of_roofline",)),
-    "scaling": lines,
+# By the name of the benchmark: how it is drawn, and which figures; None: all that have a range. Another has a table only.
+PLOTS: dict[str, tuple[Callable[[Rows, Sequence[str]], "Figure"], tuple[str, ...] | None]] = {
+    "throughput": (bars, ("tokens_per_second", "mfu")),
+    "peers": (bars, ("tokens_per_second", "share_of_matrix_rate")),
+    "step_overhead": (bars, ("ratio",)),
+    "kernels": (bars, ("share_of_roofline",)),
+    "scaling": (lines, None),
 }
 
 
-def draw(result: Path, folder: Path) -> Path | None:
-    """The picture of a result, named as the result's file; None where there is nothing to draw."""
-    found = json.loads(result.read_text(encoding="utf-8"))
-    plot = PLOTS.get(found.get("benchmark"))
-    figure = plot(found["rows"]) if plot is not None else None
-    if figure is None:
+def drawn_figures(result: Mapping[str, Any]) -> list[str]:
+    """What the picture of a result shows; empty: it has none."""
+    if result.get("benchmark") not in PLOTS:
+        return []
+    _, names = PLOTS[result["benchmark"]]
+    measured = {name: value for row in result["rows"] for name, value in row.items()}
+    if names is None:
+        return [name for name, value in measured.items() if isinstance(value, dict)]
+    return [name for name in names if name in measured]
+
+
+def draw(path: Path, folder: Path) -> Path | None:
+    """Draws the result in `path`; the picture has the name of its file. None where there is nothing to draw."""
+    result = json.loads(path.read_text(encoding="utf-8"))
+    names = drawn_figures(result)
+    if not names:
         return None
+    plot, _ = PLOTS[result["benchmark"]]
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"{result.stem}.png"
-    figure.savefig(path, dpi=120)
-    return path
+    picture = folder / f"{path.stem}.png"
+    plot(result["rows"], names).savefig(picture, dpi=120)
+    return picture
 
 
 def main() -> None:
