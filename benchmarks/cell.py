@@ -100,7 +100,7 @@ def run_cell(cell: Cell, data: Path, micro_batch: int, steps: int, limit: int | 
         logs = [Path(place) / "output", *sorted(folder.glob("logs/rank-*.log"))]
         text = "\n".join(log.read_text(encoding="utf-8", errors="replace") for log in logs)
         died = is_too_large or process.returncode in _KILLED or _OUT_OF_MEMORY.search(text) is not None
-        return Run(lines, None if died else error_line(text), died)
+        return Run(lines, None if died else error_line(text).replace(f"{ROOT}/", "").replace(f"{place}/", ""), died)
 
 
 def error_line(output: str) -> str:

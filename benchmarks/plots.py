@@ -60,7 +60,7 @@ def _panels(count: int, height: float) -> tuple["Figure", list[Any]]:
     return figure, list(figure.subplots(1, count, squeeze=False)[0])
 
 
-# By the name of the benchmark: how it is drawn, and which figures; None: all that have a range. Another has a table only.
+# By the name of the benchmark: how it is drawn, and which figures; None: all with a range. Another has a table only.
 PLOTS: dict[str, tuple[Callable[[Rows, Sequence[str]], "Figure"], tuple[str, ...] | None]] = {
     "throughput": (bars, ("tokens_per_second", "mfu")),
     "peers": (bars, ("tokens_per_second", "share_of_matrix_rate")),

@@ -9,11 +9,9 @@ memory is a row that says so, any other failure a row with its error (and exit c
 names what became slower, and exits with 1 if anything did.
 """
 
-import argparse
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +22,12 @@ from rich.table import Table
 
 from benchmarks.bench_data import prepare_data
 from benchmarks.cell import Cell, Run, run_cell
+from benchmarks.grid import grid, parser
 from benchmarks.largest import largest
 from benchmarks.record import in_turn, save, slower
 from benchmarks.timed import FORMULAS, Timed, fixed_bytes, peak_rule, row_of, step_peak
 from scaletrain.assemble.settle import DTYPES, best_precision
 from scaletrain.config.architecture import Architecture, resolve_architecture
-from scaletrain.config.schema import Model
 from scaletrain.data.shards import open_dataset
 from scaletrain.errors import ConfigError
 from scaletrain.runtime.dist import device_of
@@ -37,7 +35,6 @@ from scaletrain.runtime.world import World
 from scaletrain.track.peak import measure_matrix_rate, peak_of
 
 TRIAL_STEPS = 3  # from the second on the optimizer's moments are there
-HEAD = 64
 
 
 class CellError(Exception):
@@ -72,28 +69,6 @@ class Bench:
             return None if run.out_of_memory else step_peak(run) * cell.ranks
 
         return largest(peak_of_batch, self.limit)
-
-
-def grid(args: argparse.Namespace, precision: str) -> list[Cell]:
-    """Every combination of what was asked for; `precision` where none was."""
-    models = [(preset, Model(preset=preset, vocab_size=args.vocab), 1024) for preset in args.presets]
-    sizes = args.sizes or ([] if models else [(6, 384, 512)])
-    for layers, hidden, context in sizes:
-        heads = max(1, hidden // HEAD)
-        model = Model(family=args.family, num_layers=layers, num_heads=heads, hidden_size=hidden, vocab_size=args.vocab)
-        models.append((f"{args.family} {layers}x{hidden}", model, context))
-    return [
-        Cell(label, model, context or own_context, stage, checkpointing, chosen or precision, ranks, batch)
-        for (label, model, own_context), context, stage, checkpointing, chosen, ranks, batch in product(
-            models,
-            args.contexts or [None],
-            args.stages,
-            args.checkpointing,
-            args.precisions or [None],
-            args.ranks,
-            args.micro_batches,
-        )
-    ]
 
 
 def settle_batch(bench: Bench, cell: Cell, arch: Architecture) -> tuple[int, Run | None]:
@@ -145,10 +120,10 @@ def measure(bench: Bench, cells: list[Cell], rounds: int, *, profile: bool) -> l
 def show(rows: list[dict[str, Any]]) -> None:
     table = Table(title="of a step: wait for data / forward / backward / update; MFU, HFU: causal (full) attention")
     for column in ("", "batch", "tokens/s", "step, 10% to 90%", "of a step", "peak", "MFU", "HFU"):
-        table.add_column(column, justify="right" if column else "left")
+        table.add_column(column, justify="right" if column else "left", no_wrap=True)
     for row in rows:
         if "tokens_per_second" not in row:
-            table.add_row(row["name"], "", row.get("error") or "out of memory")
+            table.add_row(row["name"], "", "failed" if "error" in row else "out of memory")
             continue
         speed, step = row["tokens_per_second"], row["step_seconds"]
         parts = (row[f"share_of_{part}"] for part in ("data_wait", "forward", "backward", "optimizer"))
@@ -163,58 +138,14 @@ def show(rows: list[dict[str, Any]]) -> None:
         )
     Console(width=max(160, Console().width)).print(table)  # a narrower one breaks each cell's name
     for row in rows:
+        if "error" in row:
+            print(f"{row['name']}: {row['error']}")
         if profiled := [f"{n.removeprefix('profile_')} {v:.0%}" for n, v in row.items() if n.startswith("profile_")]:
             print(f"{row['name']}, profiled step: {', '.join(profiled)}")
 
 
-def listed(kind: Callable[[str], Any]) -> Callable[[str], list[Any]]:
-    """An argument of several values, comma-separated."""
-
-    def read(text: str) -> list[Any]:
-        return [kind(word.strip()) for word in text.split(",")]
-
-    read.__name__ = "list"
-    return read
-
-
-def size(text: str) -> tuple[int, int, int]:
-    parts = text.split("x")
-    if len(parts) != 3 or not all(part.isdigit() and int(part) for part in parts):
-        raise argparse.ArgumentTypeError(f"{text} is no size: give layers x hidden x context, such as 6x384x512")
-    return int(parts[0]), int(parts[1]), int(parts[2])
-
-
-def micro_batch(text: str) -> int | None:
-    if text == "max":
-        return None
-    if not text.isdigit() or not int(text):
-        raise argparse.ArgumentTypeError(f"{text} is no micro-batch: give a number of samples, or max")
-    return int(text)
-
-
-def parser() -> argparse.ArgumentParser:
-    made = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    made.add_argument("--sizes", type=listed(size), default=[])
-    made.add_argument("--presets", type=listed(str), default=[])
-    made.add_argument("--family", choices=["gpt2", "llama"], default="gpt2", help="of --sizes")
-    made.add_argument("--vocab", type=int, help="rows of the embedding; default: the tokenizer's 8,192")
-    made.add_argument("--contexts", type=listed(int), help="default: a size's own, 1,024 for a preset")
-    made.add_argument("--stages", type=listed(int), default=[1])
-    made.add_argument("--checkpointing", type=listed(str), default=["none"])
-    made.add_argument("--precisions", type=listed(str), help="default: bf16 where the device computes in it")
-    made.add_argument("--micro-batches", type=listed(micro_batch), default=[8])
-    made.add_argument("--ranks", type=listed(int), default=[1])
-    made.add_argument("--rounds", type=int, default=3)
-    made.add_argument("--steps", type=int, default=12, help="optimizer steps of a run; the first two are left out")
-    made.add_argument("--memory-gb", type=float, help="on a CPU, for a run; default: 0.8 of what is free")
-    made.add_argument("--profile", action="store_true", help="one more run a cell, with torch's profiler on a step")
-    made.add_argument("--against", type=Path, help="JSON of an earlier run: what became slower ends it with 1")
-    made.add_argument("--output", type=Path, help="JSON file for the figures and the environment")
-    return made
-
-
 def main() -> int:
-    args = parser().parse_args()
+    args = parser(__doc__).parse_args()
     device = device_of(World())
     limit = None
     if device.type == "cpu":

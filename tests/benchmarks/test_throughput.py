@@ -7,9 +7,10 @@ import pytest
 import torch
 
 from benchmarks import throughput
-from benchmarks.cell import Cell, Run, error_line, overrides
+from benchmarks.cell import Cell, Run, error_line, overrides, run_cell
+from benchmarks.grid import grid, parser
 from benchmarks.profiled_step import shares
-from benchmarks.throughput import Bench, contestant, grid, parser, settle_batch
+from benchmarks.throughput import Bench, contestant, settle_batch
 from benchmarks.timed import Timed, row_of
 from scaletrain.config.architecture import resolve_architecture
 from scaletrain.config.load import load_recipe
@@ -70,6 +71,9 @@ def test_contexts_win_over_a_sizes_own_and_presets_have_one() -> None:
     [
         (["--sizes", "6x384"], "6x384 is no size: give layers x hidden x context, such as 6x384x512"),
         (["--sizes", "6x0x512"], "6x0x512 is no size"),
+        (["--precisions", "bf16,int8"], "int8 is no precision: choose bf16, fp16, fp32"),
+        (["--steps", "2"], "2 is too few: give more than the 2 that are left out"),
+        (["--against", "none.json"], "none.json is no file: give what --output wrote in an earlier run"),
         (["--micro-batches", "8,most"], "most is no micro-batch: give a number of samples, or max"),
     ],
 )
@@ -151,6 +155,17 @@ def test_a_search_that_fails_otherwise_or_finds_none_is_told(monkeypatch: pytest
 
 def test_a_model_whose_state_is_beyond_the_limit_is_not_started() -> None:
     assert settle_batch(bench(10**6), cell(), ARCH) == (0, Run([], out_of_memory=True))
+
+
+def test_a_process_that_holds_more_than_the_limit_is_ended(tmp_path: Path) -> None:
+    assert run_cell(cell(), tmp_path, 4, 6, 10**6) == Run([], None, out_of_memory=True)
+
+
+def test_another_failure_is_told_without_this_machines_paths(tmp_path: Path) -> None:
+    failed = run_cell(cell(checkpointing="most"), tmp_path, 4, 6, None)
+    assert failed.error is not None
+    assert failed.error.startswith("error: launch/recipes/pretrain-novels.yaml: train.activation_checkpointing=most")
+    assert not failed.out_of_memory
 
 
 def test_the_error_line_is_the_programs_own_or_the_exception() -> None:
