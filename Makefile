@@ -8,6 +8,8 @@ PIP_FLAGS ?=
 PYTEST_FLAGS ?=
 VENV := .venv
 BIN := $(VENV)/bin
+BENCHMARKS := throughput peers step_overhead kernels scaling
+GRID := --stages 1,3 --checkpointing none,selective,full
 
 # Without .pyc files each start compiles torch, transformers and DeepSpeed anew: 13.9 s instead of 3 s.
 unexport PYTHONDONTWRITEBYTECODE
@@ -21,7 +23,7 @@ help:
 	@echo "make test    the tests that need no GPU, cluster or network"
 	@echo "make check   format, lint, types and tests: what CI runs"
 	@echo "make test-cluster  the tests on a SLURM of two nodes inside this machine: as root, minutes; .ci/run lists its packages"
-	@echo "make bench   training speed on this machine"
+	@echo "make bench   speed on this machine beside other trainers, with tables and plots: the better part of an hour"
 	@echo "make clean   remove caches and build outputs (keeps .venv and runs/)"
 
 demo: $(VENV)/.has-test
@@ -40,8 +42,17 @@ check: $(VENV)/.has-dev $(VENV)/.has-test
 test-cluster: $(VENV)/.has-test
 	$(BIN)/python -m pytest -m 'cluster and not slow' tests/cluster $(PYTEST_FLAGS)
 
+# A benchmark that fails does not keep the others from running. The figures stay in benchmarks/results/local-*.json.
 bench: $(VENV)/.has-bench
-	$(BIN)/python benchmarks/throughput.py
+	@failed=; for name in $(BENCHMARKS); do \
+		echo "== benchmarks/$$name.py"; rm -f benchmarks/results/local-$$name.json; \
+		$(BIN)/python benchmarks/$$name.py $$([ $$name != throughput ] || echo $(GRID)) \
+			--output benchmarks/results/local-$$name.json || failed="$$failed $$name"; \
+	done; \
+	$(BIN)/python benchmarks/performance.py benchmarks/results/local-*.json --output build/performance.md && \
+	$(BIN)/python benchmarks/plots.py benchmarks/results/local-*.json --folder build/performance && \
+	echo "the tables and plots are in build/performance.md" && \
+	{ [ -z "$$failed" ] || { echo "failed:$$failed" >&2; exit 1; }; }
 
 clean:
 	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info

@@ -19,14 +19,17 @@ NOISE = 0.03  # a difference below this is none, however narrow the spreads are
 T = TypeVar("T")
 
 
-def run_program(command: Sequence[str | Path], **env: str) -> str:
-    """What a program prints, run from the clone; it ends the benchmark when it fails."""
+def variables(**more: str) -> dict[str, str]:
+    """The environment of a program that imports this clone."""
     # Without .pyc files each start compiles torch and DeepSpeed anew.
     inherited = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+    return {**inherited, "PYTHONPATH": str(ROOT), **more}
+
+
+def run_program(command: Sequence[str | Path], **env: str) -> str:
+    """What a program prints, run from the clone; it ends the benchmark when it fails."""
     words = list(map(str, command))
-    done = subprocess.run(
-        words, env={**inherited, "PYTHONPATH": str(ROOT), **env}, cwd=ROOT, capture_output=True, text=True, check=False
-    )
+    done = subprocess.run(words, env=variables(**env), cwd=ROOT, capture_output=True, text=True, check=False)
     if done.returncode:
         sys.exit(f"{' '.join(words)} failed with {done.returncode}:\n{done.stdout[-4000:]}\n{done.stderr[-4000:]}")
     return done.stdout
@@ -70,7 +73,8 @@ def matrix_rate() -> float:
 def save(path: Path, script: str, settings: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], **more: Any) -> None:
     """Writes the one form of result: a row has a `name` that no other has, and figures as `spread` gives them or plain
     numbers. No path and no name of this machine goes into it."""
-    about = environment(World(), device_of(World()), {})
+    device = device_of(World())
+    about = {"device_type": device.type, **environment(World(), device, {})}
     about["command"] = ["python", f"benchmarks/{script}", *_without_paths(sys.argv[1:])]
     for name in ("host", "network", "deepspeed_config"):
         del about[name]

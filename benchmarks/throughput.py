@@ -1,190 +1,174 @@
-"""Tokens a second of a training step: this project beside the script that most people start from.
+"""Tokens a second, MFU, memory and where a step's time goes, over a grid of models and ways to train them.
 
-    python benchmarks/throughput.py [--rounds 3] [--steps 12] [--output benchmarks/results/NAME.json]
+    python benchmarks/throughput.py [--sizes 6x384x512] [--presets gpt2-124m] [--stages 0,1,2,3] [--micro-batches 8,max]
+        [--checkpointing none,selective,full] [--precisions bf16] [--ranks 1] [--rounds 3] [--output NAME.json]
 
-Each round runs every contestant once, one after another, each in a process of its own, on the same dataset (Python's
-own source files, an 8,192-token vocabulary) with the same sizes. A contestant's figure is the median step of a round,
-without the first two; the ratio is taken within a round, so a machine whose speed drifts does not decide it.
+A size is layers x hidden x context, with heads of 64. Each cell of the grid is a run of launch/pretrain.py in a process
+of its own; the cells take turns in each round. `max` searches the largest micro-batch first. What does not fit into the
+memory is a row that says so, any other failure a row with its error (and exit code 1 at the end). --against OLD.json
+names what became slower, and exits with 1 if anything did.
 """
 
-import argparse
-import json
-import os
-import shutil
-import statistics
-import subprocess
 import sys
-import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil
+import torch
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.bench_data import prepare_data
+from benchmarks.cell import Cell, Run, run_cell
+from benchmarks.grid import grid, parser
+from benchmarks.largest import largest
+from benchmarks.record import in_turn, save, slower
+from benchmarks.timed import FORMULAS, Timed, fixed_bytes, peak_rule, row_of, step_peak
 from scaletrain.assemble.settle import DTYPES, best_precision
-from scaletrain.commands.demo import python_sources
-from scaletrain.config.architecture import resolve_architecture
-from scaletrain.config.schema import Model
+from scaletrain.config.architecture import Architecture, resolve_architecture
 from scaletrain.data.shards import open_dataset
-from scaletrain.engine.run_folder import environment
-from scaletrain.model.count import flops_per_token
+from scaletrain.errors import ConfigError
 from scaletrain.runtime.dist import device_of
 from scaletrain.runtime.world import World
-from scaletrain.track.peak import peak_of
+from scaletrain.track.peak import measure_matrix_rate, peak_of
 
-ROOT = Path(__file__).resolve().parents[1]
-DATA = ROOT / "build" / "benchmark-data"
-WARM_UP_STEPS = 2
+TRIAL_STEPS = 3  # from the second on the optimizer's moments are there
+
+
+class CellError(Exception):
+    """A run failed for another reason than memory."""
 
 
 @dataclass(frozen=True)
-class Sizes:
-    """The model and batch that every contestant trains."""
+class Bench:
+    """What all cells share. `limit`: bytes that a run's processes may hold; None on a GPU, which says no by itself."""
 
-    layers: int
-    heads: int
-    hidden: int
-    context: int
-    batch: int
+    data: Path
+    steps: int
+    device: torch.device
+    limit: int | None
+
+    def run(self, cell: Cell, micro_batch: int) -> Timed:
+        """One run of the cell, with the matrix rate of this moment."""
+        dtype = DTYPES[cell.precision]
+        rate = peak_of(self.device, dtype).flops or measure_matrix_rate(self.device, dtype)
+        # Ranks on a CPU share the cores that the rate was measured on.
+        rate *= cell.ranks if self.device.type == "cuda" else 1
+        return Timed(run_cell(cell, self.data, micro_batch, self.steps, self.limit), rate)
+
+    def largest_batch(self, cell: Cell) -> int:
+        """The largest micro-batch that trains; CellError when a trial fails for another reason."""
+
+        def peak_of_batch(batch: int) -> int | None:
+            run = run_cell(cell, self.data, batch, TRIAL_STEPS, self.limit)
+            if run.error is not None:
+                raise CellError(run.error)
+            print(f"  {cell.name}: {batch} {'does not fit' if run.out_of_memory else 'fits'}", flush=True)
+            return None if run.out_of_memory else step_peak(run) * cell.ranks
+
+        return largest(peak_of_batch, self.limit)
 
 
-def prepare_data() -> Path:
-    """Python's own source as a dataset; made once."""
-    program = Path(sys.executable).parent / "scaletrain"
-    inputs = [argument for path in python_sources() for argument in ("--input", path)]
-    command = [str(program), "prepare", *inputs, "--glob", "**/*.py", "--output", str(DATA)]
-    subprocess.run([*command, "--train-tokenizer", "8192"], check=True, stdout=subprocess.DEVNULL)
-    return DATA
-
-
-def time_ours(data: Path, sizes: Sizes, steps: int, stage: int) -> list[float]:
-    """Step times of launch/pretrain.py, from the metrics.jsonl that every run writes."""
-    run = Path(tempfile.mkdtemp(prefix="scaletrain-benchmark-"))
-    overrides = [
-        f"run.dir={run}",
-        f"data.path={data}",
-        f"data.context_length={sizes.context}",
-        "model.preset=null",
-        "model.family=gpt2",
-        f"model.num_layers={sizes.layers}",
-        f"model.num_heads={sizes.heads}",
-        f"model.hidden_size={sizes.hidden}",
-        f"deepspeed={ROOT}/ds_configs/zero{stage}.json",
-        f"train.max_steps={steps}",
-        f"train.global_batch_size={sizes.batch}",
-        "checkpoint.every_steps=null",
-        "evaluate.every_steps=null",
-        "evaluate.max_samples=1",
-        "log.every_steps=1",
-    ]
-    recipe = ROOT / "launch" / "recipes" / "pretrain-novels.yaml"
+def settle_batch(bench: Bench, cell: Cell, arch: Architecture) -> tuple[int, Run | None]:
+    """The micro-batch of the cell; and instead of one, why there is none."""
+    if bench.limit is not None and fixed_bytes(arch) > bench.limit:
+        return 0, Run([], out_of_memory=True)
+    if cell.micro_batch is not None:
+        return cell.micro_batch, None
     try:
-        _output([sys.executable, str(ROOT / "launch" / "pretrain.py"), str(recipe), *overrides])
-        lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
-    finally:
-        shutil.rmtree(run, ignore_errors=True)
-    return [line["step_seconds"] for line in lines if "step_seconds" in line]
+        batch = bench.largest_batch(cell)
+    except CellError as error:
+        return 0, Run([], str(error))
+    return batch, None if batch else Run([], out_of_memory=True)
 
 
-def time_peer(data: Path, sizes: Sizes, steps: int, mode: str) -> list[float]:
-    command = [sys.executable, str(ROOT / "benchmarks" / "peers" / "hf_trainer.py"), str(data), "--mode", mode]
-    for name in ("layers", "heads", "hidden", "context", "batch"):
-        command += [f"--{name}", str(getattr(sizes, name))]
-    seconds: list[float] = json.loads(_output([*command, "--steps", str(steps)]).splitlines()[-1])["step_seconds"]
-    return seconds
+def contestant(bench: Bench, cell: Cell, batch: int, failed: Run | None) -> Callable[[], Timed]:
+    """A turn of the cell. One that has failed fails in each round: it is not tried again."""
+    known = Timed(failed, 0.0) if failed is not None else None
+
+    def turn() -> Timed:
+        nonlocal known
+        found = known or bench.run(cell, batch)
+        known = None if found.run.is_whole else found
+        return found
+
+    return turn
 
 
-def _output(command: list[str]) -> str:
-    env = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
-    done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
-    if done.returncode:
-        sys.exit(f"{' '.join(command)} failed:\n{done.stdout}\n{done.stderr}")
-    return done.stdout
-
-
-def run_round(data: Path, sizes: Sizes, steps: int) -> dict[str, float]:
-    """The median step of each contestant, seconds, and the matrix rate measured between them, FLOP/s."""
-    device = device_of(World())
-    rate = peak_of(device, DTYPES[best_precision(device)]).flops
-    assert rate is not None
-    timed = {
-        "scaletrain, ZeRO 1": time_ours(data, sizes, steps, 1),
-        "Trainer, defaults": time_peer(data, sizes, steps, "default"),
-        "scaletrain, ZeRO 0": time_ours(data, sizes, steps, 0),
-        "Trainer, bf16 + fused AdamW": time_peer(data, sizes, steps, "tuned"),
-    }
-    medians = {name: statistics.median(seconds[WARM_UP_STEPS:]) for name, seconds in timed.items()}
-    return {**medians, "matrix": rate}
-
-
-def summarise(rounds: list[dict[str, float]], sizes: Sizes, flops: float) -> list[dict[str, Any]]:
-    """A row a contestant: tokens/s, FLOP/s, share of the matrix rate, and how much faster our default is."""
-    tokens, rows = sizes.batch * sizes.context, []
-    for name in (name for name in rounds[0] if name != "matrix"):
-        speed = [tokens / r[name] for r in rounds]
-        rows.append(
-            {
-                "name": name,
-                "tokens_per_second": statistics.median(speed),
-                "spread": [min(speed), max(speed)],
-                "flops": statistics.median(speed) * flops,
-                "share_of_matrix_rate": statistics.median(
-                    s * flops / r["matrix"] for s, r in zip(speed, rounds, strict=True)
-                ),
-                "ours_is_faster_by": statistics.median(r[name] / r["scaletrain, ZeRO 1"] for r in rounds),
-            }
-        )
+def measure(bench: Bench, cells: list[Cell], rounds: int, *, profile: bool) -> list[dict[str, Any]]:
+    """A row a cell, over all rounds."""
+    vocab = open_dataset(bench.data).tokenizer.vocab_size
+    archs = {cell.name: resolve_architecture(cell.model, vocab, cell.context) for cell in cells}
+    batches = {cell.name: settle_batch(bench, cell, archs[cell.name]) for cell in cells}
+    turns = {cell.name: contestant(bench, cell, *batches[cell.name]) for cell in cells}
+    found = in_turn(
+        turns, rounds, lambda number, name, timed: print(f"round {number + 1}: {name}: {timed}", flush=True)
+    )
+    rows = []
+    for cell in cells:
+        batch, timed = batches[cell.name][0], [one[cell.name] for one in found]
+        row = row_of(cell, batch, archs[cell.name], timed)
+        if profile and all(one.run.is_whole for one in timed):
+            shares = run_cell(cell, bench.data, batch, bench.steps, bench.limit, profile=True).shares
+            row |= {f"profile_{part}": share for part, share in shares.items()}
+        rows.append(row)
     return rows
 
 
-def show(rows: list[dict[str, Any]], sizes: Sizes, rounds: int) -> None:
-    table = Table(title=f"{sizes.layers} x {sizes.hidden}, {sizes.batch} x {sizes.context} tokens, {rounds} rounds")
-    for column in ("", "tokens/s", "spread", "GFLOP/s", "of matrix rate", "ours / this"):
-        table.add_column(column, justify="right" if column else "left")
+def show(rows: list[dict[str, Any]]) -> None:
+    table = Table(title="of a step: wait for data / forward / backward / update; MFU, HFU: causal (full) attention")
+    for column in ("", "batch", "tokens/s", "step, 10% to 90%", "of a step", "peak", "MFU", "HFU"):
+        table.add_column(column, justify="right" if column else "left", no_wrap=True)
     for row in rows:
-        low, high = row["spread"]
+        if "tokens_per_second" not in row:
+            table.add_row(row["name"], "", "failed" if "error" in row else "out of memory")
+            continue
+        speed, step = row["tokens_per_second"], row["step_seconds"]
+        parts = (row[f"share_of_{part}"] for part in ("data_wait", "forward", "backward", "optimizer"))
         table.add_row(
             row["name"],
-            f"{row['tokens_per_second']:,.0f}",
-            f"{low:,.0f} - {high:,.0f}",
-            f"{row['flops'] / 1e9:,.0f}",
-            f"{row['share_of_matrix_rate']:.0%}",
-            f"{row['ours_is_faster_by']:.2f}x",
+            str(row["micro_batch"]),
+            f"{speed['median']:,.0f} ({speed['low']:,.0f} to {speed['high']:,.0f})",
+            f"{1000 * step['median']:,.0f} ms, {1000 * step['low']:,.0f} to {1000 * step['high']:,.0f}",
+            " / ".join(f"{part:.0%}" for part in parts),
+            f"{row['peak_memory_bytes'] / 1e9:.2f} GB",
+            *(f"{row[rate]['median']:.1%} ({row[f'{rate}_full']['median']:.1%})" for rate in ("mfu", "hfu")),
         )
-    Console().print(table)
+    Console(width=max(160, Console().width)).print(table)  # a narrower one breaks each cell's name
+    for row in rows:
+        if "error" in row:
+            print(f"{row['name']}: {row['error']}")
+        if profiled := [f"{n.removeprefix('profile_')} {v:.0%}" for n, v in row.items() if n.startswith("profile_")]:
+            print(f"{row['name']}, profiled step: {', '.join(profiled)}")
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=12, help="optimizer steps a contestant and round")
-    parser.add_argument("--layers", type=int, default=6)
-    parser.add_argument("--heads", type=int, default=6)
-    parser.add_argument("--hidden", type=int, default=384)
-    parser.add_argument("--context", type=int, default=512)
-    parser.add_argument("--batch", type=int, default=8)
-    parser.add_argument("--output", type=Path, help="JSON file for the figures and the environment")
-    args = parser.parse_args()
-    sizes = Sizes(args.layers, args.heads, args.hidden, args.context, args.batch)
-    data = prepare_data()
-    model = Model(family="gpt2", num_layers=args.layers, num_heads=args.heads, hidden_size=args.hidden)
-    arch = resolve_architecture(model, open_dataset(data).tokenizer.vocab_size, args.context)
-    flops = flops_per_token(arch, args.context)
-    rounds = []
-    for number in range(args.rounds):
-        print(f"round {number + 1} of {args.rounds}", flush=True)
-        rounds.append(run_round(data, sizes, args.steps))
-    rows = summarise(rounds, sizes, flops)
-    show(rows, sizes, args.rounds)
-    print(f"one token: {flops / 1e6:.1f} MFLOP (6 N + causal attention); matrix rate: a 2,048 square product")
+def main() -> int:
+    args = parser(__doc__).parse_args()
+    device = device_of(World())
+    limit = None
+    if device.type == "cpu":
+        limit = int(args.memory_gb * 1e9 if args.memory_gb else 0.8 * psutil.virtual_memory().available)
+    cells = grid(args, best_precision(device))
+    bench = Bench(prepare_data(), args.steps, device, limit)
+    try:
+        rows = measure(bench, cells, args.rounds, profile=args.profile)
+    except ConfigError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    show(rows)
+    formulas = [*FORMULAS, *sorted({peak_rule(device, cell.precision) for cell in cells})]
+    print("\n".join(formulas))
     if args.output:
-        about = environment(World(), device_of(World()), {})
-        about["command"] = ["python", "benchmarks/throughput.py", *sys.argv[1:]]  # no path or name of this machine
-        del about["host"]
-        result = {"environment": about, "sizes": vars(sizes), "flops_per_token": flops, "rows": rows, "rounds": rounds}
-        args.output.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+        settings = {"rounds": args.rounds, "steps": args.steps, "memory_limit_bytes": limit}
+        save(args.output, "throughput.py", settings, rows, formulas=formulas)
+    # A CPU's clock drifts with its load: what counts there is the share of the matrix rate of the same minute.
+    found = slower(args.against, rows, "mfu" if device.type == "cpu" else "tokens_per_second") if args.against else []
+    for line in found:
+        print(line)
+    return int(bool(found) or any("error" in row for row in rows))
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

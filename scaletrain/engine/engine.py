@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,8 +31,8 @@ class StepResult:
     """One optimizer step. `loss_sum` is this rank's, on the device; `weight` counts the loss-bearing items of all.
 
     `micro_losses()` are this rank's loss sums of its micro-batches, on the host, and none where there was nothing to
-    learn: a call waits for the backward pass, not for the update. `forward_seconds()`: what the device spent in forward
-    passes, the waits of ZeRO-3 for other ranks' weights included.
+    learn: a call waits for the backward pass, not for the update. `part_seconds()`: what the device spent in forward
+    passes, in backward passes and in the update, the waits for other ranks included; a call waits for all of it.
     `grad_norm` is the global norm before clipping, on the device where DeepSpeed leaves it there; not finite on a
     skipped step.
     """
@@ -41,7 +42,7 @@ class StepResult:
     grad_norm: torch.Tensor | float
     skipped: bool
     micro_losses: Callable[[], list[float]]
-    forward_seconds: Callable[[], float]
+    part_seconds: Callable[[], dict[str, float]]
 
     def loss(self) -> float:
         """Mean loss an item over all ranks. A collective and a wait for the device: on logging steps only."""
@@ -83,28 +84,31 @@ class Engine:
         Without any there is nothing to learn: the step is skipped, and no counter of the optimizer moves.
         """
         if not weight:
-            return StepResult(torch.zeros((), device=self._device), 0, 0.0, True, list, float)
+            return StepResult(torch.zeros((), device=self._device), 0, 0.0, True, list, dict)
         engine = self._engine
         engine.train()
         for group in engine.optimizer.param_groups:
             group["lr"] = lr * group["lr_scale"]
         scale = dist.size() * self._accumulation / weight  # undoes DeepSpeed's two averages: ranks, accumulation
         loss_sum = torch.zeros((), device=self._device)
-        losses, timer = [], DeviceTime(self._device)
+        losses = []
+        timers = {part: DeviceTime(self._device) for part in ("forward", "backward", "optimizer")}
         for batch in batches:
             pulse.mark("forward")
-            with timer.part():
+            with timers["forward"].part():
                 loss = self._task.loss_sums(engine, self._to_device(batch))["loss"]
             pulse.mark("backward")
-            engine.backward(loss * scale)
+            with timers["backward"].part():
+                engine.backward(loss * scale)
             loss_sum += loss.detach()
             losses.append(loss.detach())
             if batch is not batches[-1]:
                 engine.step()  # counts a micro-batch; updates nothing
         micro_losses = _copy_to_host(torch.stack(losses))
         pulse.mark("optimizer")
-        grad_norm, skipped = self._update()
-        return StepResult(loss_sum, weight, grad_norm, skipped, micro_losses, timer.seconds)
+        with timers["optimizer"].part():
+            grad_norm, skipped = self._update()
+        return StepResult(loss_sum, weight, grad_norm, skipped, micro_losses, partial(_seconds_of, timers))
 
     def _update(self) -> tuple[torch.Tensor | float, bool]:
         engine = self._engine
@@ -234,6 +238,10 @@ class Engine:
         if self._device.type == "cpu":
             return batch
         return {name: tensor.to(self._device, non_blocking=True) for name, tensor in batch.items()}
+
+
+def _seconds_of(timers: Mapping[str, DeviceTime]) -> dict[str, float]:
+    return {f"{part}_seconds": timer.seconds() for part, timer in timers.items()}
 
 
 def _copy_to_host(values: torch.Tensor) -> Callable[[], list[float]]:

@@ -258,7 +258,7 @@ class Trainer:
         step = self.state.step
         is_logged = self._due(self.recipe.log.every_steps) or step in (1, self.plan.total_steps)
         loss = result.loss() if result.weight and is_logged else None  # waits for the device: part of the step's time
-        self.meter.add(tokens, time.perf_counter() - began, waited, result.forward_seconds)
+        self.meter.add(tokens, time.perf_counter() - began, waited, result.part_seconds)
         if loss is None:
             self.records.progress.step(step)
             return

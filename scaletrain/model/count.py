@@ -55,6 +55,23 @@ def flops_per_token(arch: Architecture, context_length: int, attention: Literal[
     return 6 * matmul + arch.num_layers * per_layer
 
 
+def recomputed_flops_per_token(
+    arch: Architecture, context_length: int, mode: str, attention: Literal["causal", "full"] = "causal"
+) -> int:
+    """What activation checkpointing adds to flops_per_token: operations of the forward pass that are done twice.
+
+    full and every_N run each checkpointed block again, up to its last product (down), whose result nobody needs.
+    selective keeps the results of all products and of attention: what it does again counts nothing. The output head
+    keeps its gradients instead of the logits, so it recomputes nothing in any mode.
+    """
+    if mode in ("none", "selective"):
+        return 0
+    every = 1 if mode == "full" else int(mode.removeprefix("every_"))
+    blocks = -(-arch.num_layers // every)  # block 0, N, 2N, ...
+    products = 2 * (block_matmul_parameters(arch) - arch.hidden_size * arch.ffn_hidden_size)
+    return blocks * (products + (2 if attention == "causal" else 4) * context_length * arch.num_heads * arch.head_dim)
+
+
 def short_count(count: int) -> str:
     """1234567 as 1.2 M."""
     scale, unit = next((s, u) for s, u in ((1e9, "B"), (1e6, "M"), (1e3, "K"), (1, "")) if count >= s or s == 1)

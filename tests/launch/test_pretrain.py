@@ -52,6 +52,8 @@ def test_a_run_leaves_what_the_contract_says(whole: Path) -> None:
         "step_seconds",
         "data_wait_seconds",
         "forward_seconds",
+        "backward_seconds",
+        "optimizer_seconds",
     }
     assert keys | {"tokens_per_second", "mfu", "peak_memory_bytes", "skipped_steps"} == set(trained[0])
     assert [line["step"] for line in trained] == list(range(1, 13))

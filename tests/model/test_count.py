@@ -7,7 +7,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from scaletrain.config.architecture import PRESETS, Architecture, resolve_architecture
 from scaletrain.config.schema import Model
-from scaletrain.model.count import count_parameters, flops_per_token
+from scaletrain.model.checkpointing import apply_activation_checkpointing
+from scaletrain.model.count import count_parameters, flops_per_token, recomputed_flops_per_token
 from scaletrain.model.gpt import GPT
 from tests.model.tiny import KINDS, make_model
 
@@ -54,3 +55,31 @@ def test_causal_attention_counts_half() -> None:
     arch = KINDS["llama"]
     full, causal = (flops_per_token(arch, 40, attention=kind) for kind in ("full", "causal"))
     assert full - causal == 6 * arch.num_layers * 40 * arch.hidden_size
+
+
+def _counted(kind: str, mode: str, backend: SDPBackend) -> int:
+    model = make_model(KINDS[kind])
+    apply_activation_checkpointing(model, mode)
+    ids = torch.zeros(2, 40, dtype=torch.long)
+    with FlopCounterMode(display=False) as counter, sdpa_kernel(backend):
+        model(ids, ids).backward()
+    return counter.get_total_flops() // ids.numel()
+
+
+@pytest.mark.parametrize("mode", ["full", "every_1", "every_2", "every_3"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_recomputed_flops_equal_torchs_counter(kind: str, mode: str) -> None:
+    more = _counted(kind, mode, SDPBackend.MATH) - _counted(kind, "none", SDPBackend.MATH)
+    assert more == recomputed_flops_per_token(KINDS[kind], 40, mode, attention="full") > 0
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "llama"])
+def test_selective_checkpointing_recomputes_no_product(kind: str) -> None:
+    counts = {mode: _counted(kind, mode, SDPBackend.FLASH_ATTENTION) for mode in ("none", "selective")}
+    assert counts["selective"] - counts["none"] == recomputed_flops_per_token(KINDS[kind], 40, "selective") == 0
+
+
+def test_causal_attention_counts_half_when_it_is_done_again() -> None:
+    arch = KINDS["llama"]
+    full, causal = (recomputed_flops_per_token(arch, 40, "full", attention=kind) for kind in ("full", "causal"))
+    assert full - causal == 2 * arch.num_layers * 40 * arch.hidden_size

@@ -14,13 +14,15 @@ def test_rates_are_means_since_the_last_reading() -> None:
     meter = Meter(flops_per_token=6e6, peak_flops=1e11)
     meter.add(1000, 9.0, 9.0)
     meter.read()
-    meter.add(1000, 0.4, 0.1, lambda: 0.05)
-    meter.add(1000, 0.6, 0.3, lambda: 0.15)
+    meter.add(1000, 0.4, 0.1, lambda: {"forward_seconds": 0.05, "backward_seconds": 0.2})
+    meter.add(1000, 0.6, 0.3, lambda: {"forward_seconds": 0.15, "optimizer_seconds": 0.04})
     assert meter.read() == pytest.approx(
         {
             "step_seconds": 0.5,
             "data_wait_seconds": 0.2,
             "forward_seconds": 0.1,
+            "backward_seconds": 0.1,
+            "optimizer_seconds": 0.02,
             "tokens_per_second": 2000.0,
             "mfu": 2000 * 6e6 / 1e11,
         }
@@ -29,7 +31,7 @@ def test_rates_are_means_since_the_last_reading() -> None:
 
 def test_without_a_peak_no_mfu_is_told() -> None:
     meter = Meter(1.0, None)
-    meter.add(1000, 1.0, 0.0, float)
+    meter.add(1000, 1.0, 0.0)
     assert meter.read()["mfu"] is None
 
 
