@@ -11,7 +11,7 @@ from tests.conftest import pretrain, scaletrain, write_recipe
 DIVERGES = ["optim.lr=1e30", "optim.grad_clip=0", "optim.warmup_steps=0"]
 
 
-@pytest.mark.parametrize("ranks", [1, 2])
+@pytest.mark.parametrize("ranks", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_a_run_that_diverges_ends_saved_by_max_skips(ranks: int, dataset: Dataset, tmp_path: Path) -> None:
     recipe, run = write_recipe(tmp_path, dataset, tmp_path / "run"), tmp_path / "run"
     settings = [*DIVERGES, "guard.max_skips=3", "evaluate.every_steps=null"]
@@ -56,7 +56,7 @@ CLIMBS = [
 ]
 
 
-@pytest.mark.parametrize("ranks", [1, 2])
+@pytest.mark.parametrize("ranks", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_a_spike_is_told_a_step_late_and_ends_a_run_that_is_to_stop(
     ranks: int, dataset: Dataset, tmp_path: Path
 ) -> None:

@@ -48,7 +48,7 @@ def check(done: Done) -> None:
     assert (done.code, done.err) == (0, ""), done
 
 
-@pytest.mark.parametrize("ranks", [1, 2])
+@pytest.mark.parametrize("ranks", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_a_stopped_and_resumed_run_has_the_losses_of_an_uninterrupted_one(
     ranks: int, folder: Path, dataset: Dataset, tmp_path: Path
 ) -> None:

@@ -73,7 +73,7 @@ def test_a_stop_file_stops_all_ranks_and_is_removed(dataset: Dataset, tmp_path: 
     assert (run / "checkpoints" / f"step-{stop['step']:08d}" / "manifest.json").is_file()
 
 
-@pytest.mark.parametrize("reached", ["start", "a step"])
+@pytest.mark.parametrize("reached", [pytest.param("start", marks=pytest.mark.slow), "a step"])
 def test_ranks_whose_torchrun_is_killed_save_and_end_by_themselves(
     reached: str, dataset: Dataset, tmp_path: Path
 ) -> None:
@@ -123,7 +123,7 @@ def whole(dataset: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "run"
 
 
-@pytest.mark.parametrize("steps", [5, 6])  # step 6 is also evaluated
+@pytest.mark.parametrize("steps", [pytest.param(5, marks=pytest.mark.slow), 6])  # step 6 is also evaluated
 def test_a_run_stopped_at_a_step_ends_as_the_uninterrupted_one(
     steps: int, whole: Path, dataset: Dataset, tmp_path: Path
 ) -> None:
