@@ -20,7 +20,13 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
-UNTRAINED = ["train.max_steps=1", "optim.lr=1e-12", "optim.warmup_steps=0", "adapter.kind=none"]
+UNTRAINED = [
+    "train.max_steps=1",
+    "train.max_epochs=null",
+    "optim.lr=1e-12",
+    "optim.warmup_steps=0",
+    "adapter.kind=none",
+]
 # Rank of LoRA, and how much faster it learns than all weights: each has the learning rate that suits it.
 FULL = ["adapter.kind=none"]
 LORA = ["adapter.kind=lora", "adapter.targets=all-linear"]

@@ -118,9 +118,8 @@ def test_every_planted_fault_is_found_by_ssh_and_in_an_allocation(slurm: Slurm, 
     ]
 
 
-@pytest.mark.parametrize(
-    "phase", [pytest.param("facts", marks=pytest.mark.slow), "storage", pytest.param("ranks", marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("phase", ["facts", "storage", "ranks"])
 def test_a_node_that_loses_power_meanwhile_is_named(slurm: Slurm, shared: Shared, phase: str) -> None:
     hosts = shared.folder / "hosts"
     hosts.write_text("n1 slots=1\nn2 slots=1\n", encoding="utf-8")

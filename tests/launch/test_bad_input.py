@@ -165,7 +165,7 @@ def remount(folder: Path, how: str) -> None:
         time.sleep(0.002)
 
 
-@pytest.mark.parametrize("policy", ["stop", "continue"])
+@pytest.mark.parametrize("policy", ["stop", pytest.param("continue", marks=pytest.mark.slow)])
 def test_a_disk_that_turns_read_only_while_the_run_saves_ends_it_or_costs_checkpoints(
     policy: str, dataset: Dataset, tmp_path: Path
 ) -> None:

@@ -134,6 +134,7 @@ def test_packed_rows_and_masks_train_and_resume_the_same(dataset: Dataset, tmp_p
     assert "document_mask was True, is False: the data changed" in refused.err
 
 
+@pytest.mark.slow
 def test_at_stage_0_a_run_goes_on_with_other_ranks_and_the_same_losses(dataset: Dataset, tmp_path: Path) -> None:
     for folder in ("whole", "parts"):
         (tmp_path / folder).mkdir()

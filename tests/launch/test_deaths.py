@@ -100,7 +100,7 @@ def test_a_killed_rank_is_named_and_ends_the_others(
     assert line in (run / "logs" / f"rank-{1 - rank:05d}.log").read_text()
 
 
-@pytest.mark.parametrize("rank", [1, 0])
+@pytest.mark.parametrize("rank", [1, pytest.param(0, marks=pytest.mark.slow)])
 def test_a_stopped_rank_is_named_with_the_others_stacks_and_no_process_stays(
     rank: int, dataset: Dataset, tmp_path: Path
 ) -> None:

@@ -35,6 +35,7 @@ def test_a_run_that_diverges_ends_saved_by_max_skips(ranks: int, dataset: Datase
     assert shown.out == scaletrain("audit", run, "--from", str(skips[0]["first_sample"]), "--show", "8").out
 
 
+@pytest.mark.slow
 def test_a_run_told_to_stop_ends_at_the_first(dataset: Dataset, tmp_path: Path) -> None:
     recipe = write_recipe(tmp_path, dataset, tmp_path / "run")
     done = pretrain(recipe, *DIVERGES, "guard.on_nonfinite=stop", "evaluate.every_steps=null")

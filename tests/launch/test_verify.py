@@ -140,6 +140,7 @@ FORGET = """\
         shutil.rmtree(saved)"""
 
 
+@pytest.mark.slow
 def test_a_launch_that_starts_anew_or_ends_with_another_code_is_told(dataset: Dataset, tmp_path: Path) -> None:
     wrapper = tmp_path / "wrapper.py"
     wrapper.write_text(WRAPPER.format(fault=FORGET))
