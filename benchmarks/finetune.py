@@ -145,13 +145,11 @@ def _exists(path: Path | None) -> bool:
 
 
 def _write(path: Path, rows: list[dict[str, Any]], ranks: int) -> None:
-    import torch
+    from benchmarks.record import surroundings  # costs torch's import, which a run does not need
 
-    from scaletrain.engine.run_folder import environment
-    from scaletrain.runtime.world import World
-
-    where = environment(World(), torch.device("cpu"), {})
-    path.write_text(json.dumps({"ranks": ranks, "environment": where, "rows": rows}, indent=1) + "\n")
+    path.write_text(
+        json.dumps({"ranks": ranks, "environment": surroundings("finetune.py"), "rows": rows}, indent=1) + "\n"
+    )
 
 
 if __name__ == "__main__":

@@ -10,13 +10,12 @@ models are evaluated by `scaletrain evaluate` in float32 on the validation split
 import argparse
 import json
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
+from benchmarks.record import ROOT, last_line_of, run_program
 
 
 def train_ours(data: Path, run: Path, steps: int, seed: int) -> None:
@@ -24,26 +23,19 @@ def train_ours(data: Path, run: Path, steps: int, seed: int) -> None:
     overrides = [f"run.dir={run}", f"data.path={data}", f"train.max_steps={steps}", f"seed={seed}"]
     overrides += ["optim.warmup_steps=50", "optim.min_lr_ratio=0", "train.precision=bf16"]
     overrides += ["checkpoint.every_steps=null", "evaluate.every_steps=null", "log.every_steps=50"]
-    _run([sys.executable, str(ROOT / "launch" / "pretrain.py"), str(recipe), *overrides])
+    run_program([sys.executable, str(ROOT / "launch" / "pretrain.py"), str(recipe), *overrides])
 
 
 def train_peer(data: Path, folder: Path, steps: int, seed: int) -> None:
     command = [sys.executable, str(ROOT / "benchmarks" / "peers" / "hf_trainer.py"), str(data), "--mode", "tuned"]
-    _run([*command, "--steps", str(steps), "--save", str(folder), "--seed", str(seed)])
+    run_program([*command, "--steps", str(steps), "--save", str(folder), "--seed", str(seed)])
 
 
 def validation_loss(model: Path, data: Path) -> float:
     program = Path(sys.executable).parent / "scaletrain"
     command = [str(program), "evaluate", str(model), "--data", str(data), "--context", "512"]
-    loss: float = json.loads(_run([*command, "--dtype", "float32", "--json"]).splitlines()[-1])["loss"]
+    loss: float = last_line_of([*command, "--dtype", "float32", "--json"])["loss"]
     return loss
-
-
-def _run(command: list[str]) -> str:
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        sys.exit(f"{' '.join(command)} failed:\n{done.stdout}\n{done.stderr}")
-    return done.stdout
 
 
 def main() -> None:
@@ -53,13 +45,14 @@ def main() -> None:
     parser.add_argument("--seeds", default="1", help="comma-separated; each trains both")
     parser.add_argument("--output", type=Path, help="JSON file for the figures")
     args = parser.parse_args()
+    dataset: Path = args.dataset.resolve()  # the programs run in the clone
     losses: dict[str, list[float]] = {"scaletrain": [], "Trainer": []}
     for seed in map(int, args.seeds.split(",")):
         with tempfile.TemporaryDirectory() as folder:
             for name, train in (("scaletrain", train_ours), ("Trainer", train_peer)):
                 began, model = time.perf_counter(), Path(folder) / name
-                train(args.dataset, model, args.steps, seed)
-                losses[name].append(validation_loss(model, args.dataset))
+                train(dataset, model, args.steps, seed)
+                losses[name].append(validation_loss(model, dataset))
                 seconds = time.perf_counter() - began
                 print(f"seed {seed}: {name:10} validation loss {losses[name][-1]:.4f} in {seconds:.0f} s", flush=True)
     ours, theirs = (statistics.mean(values) for values in losses.values())

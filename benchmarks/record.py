@@ -72,14 +72,24 @@ def matrix_rate() -> float:
 
 def save(path: Path, script: str, settings: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], **more: Any) -> None:
     """Writes the one form of result: a row has a `name` that no other has, and figures as `spread` gives them or plain
-    numbers. No path and no name of this machine goes into it."""
+    numbers."""
+    result = {
+        "benchmark": Path(script).stem,
+        "environment": surroundings(script),
+        "settings": dict(settings),
+        "rows": list(rows),
+    }
+    path.write_text(json.dumps({**result, **more}, indent=1) + "\n", encoding="utf-8")
+
+
+def surroundings(script: str) -> dict[str, Any]:
+    """What figures depend on: versions, commit, machine and command, without a path or a name of this machine."""
     device = device_of(World())
     about = {"device_type": device.type, **environment(World(), device, {})}
     about["command"] = ["python", f"benchmarks/{script}", *_without_paths(sys.argv[1:])]
     for name in ("host", "network", "deepspeed_config"):
         del about[name]
-    result = {"benchmark": Path(script).stem, "environment": about, "settings": dict(settings), "rows": list(rows)}
-    path.write_text(json.dumps({**result, **more}, indent=1) + "\n", encoding="utf-8")
+    return about
 
 
 def _without_paths(words: Sequence[str]) -> list[str]:

@@ -9,20 +9,14 @@ round in the opposite order. Tokens are those of examples: padding does not coun
 
 import argparse
 import json
-import os
 import statistics
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
 from typing import Any
 
-import torch
+from benchmarks.record import ROOT, last_line_of, run_program, surroundings
 
-from scaletrain.engine.run_folder import environment
-from scaletrain.runtime.world import World
-
-ROOT = Path(__file__).resolve().parents[1]
 MODEL, DATA = ROOT / "data/real/models/smollm2", ROOT / "data/real/chatterbot-en/train.jsonl"
 WARM_UP_STEPS = 2
 
@@ -36,7 +30,7 @@ def ours(steps: int, rows: int, length: int, *, packing: bool) -> dict[str, floa
             f"data.packing={str(packing).lower()}", "deepspeed=ds_configs/zero1.json", "adapter.rank=16",
         ]  # fmt: skip
         recipe = ROOT / "launch/recipes/finetune-chat.yaml"
-        _output([sys.executable, str(ROOT / "launch/finetune.py"), str(recipe), *overrides])
+        run_program([sys.executable, str(ROOT / "launch/finetune.py"), str(recipe), *overrides])
         lines = [json.loads(line) for line in (Path(folder) / "metrics.jsonl").read_text().splitlines()]
     lines = [line for line in lines if "step_seconds" in line][WARM_UP_STEPS:]
     tokens = sum(line["tokens_per_second"] * line["step_seconds"] for line in lines)
@@ -46,22 +40,13 @@ def ours(steps: int, rows: int, length: int, *, packing: bool) -> dict[str, floa
 def peer(steps: int, rows: int, length: int) -> dict[str, float]:
     command = [sys.executable, str(ROOT / "benchmarks/peers/hf_sft.py"), str(MODEL), str(DATA)]
     command += ["--steps", str(steps), "--batch", str(rows), "--max-length", str(length)]
-    found = json.loads(_output(command).splitlines()[-1])
+    found = last_line_of(command)
     tokens, seconds = found["step_tokens"][WARM_UP_STEPS:], found["step_seconds"][WARM_UP_STEPS:]
     return _figures(sum(tokens), sum(seconds), found["peak_memory_bytes"])
 
 
 def _figures(tokens: float, seconds: float, peak: float) -> dict[str, float]:
     return {"tokens_per_second": tokens / seconds, "peak_memory_mb": peak / 1e6, "tokens": tokens, "seconds": seconds}
-
-
-def _output(command: list[str]) -> str:
-    env = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
-    env |= {"PYTHONPATH": str(ROOT)}
-    done = subprocess.run(command, env=env, cwd=ROOT, capture_output=True, text=True, check=False)
-    if done.returncode:
-        sys.exit(f"{' '.join(command)} failed:\n{done.stdout}\n{done.stderr}")
-    return done.stdout
 
 
 def main() -> None:
@@ -94,8 +79,8 @@ def main() -> None:
     for name, values in ratios.items():
         print(f"{name:30} {statistics.median(values):5.2f} x ({min(values):.2f} to {max(values):.2f})")
     if args.output is not None:
-        where = environment(World(), torch.device("cpu"), {})
-        report = {"settings": vars(args) | {"output": str(args.output)}, "environment": where, "rounds": rounds}
+        settings = {name: value for name, value in vars(args).items() if name != "output"}
+        report = {"settings": settings, "environment": surroundings("sft.py"), "rounds": rounds}
         args.output.write_text(json.dumps({**report, "ratios": ratios}, indent=1) + "\n")
 
 

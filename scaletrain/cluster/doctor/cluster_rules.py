@@ -114,22 +114,20 @@ def _counted(names: Sequence[str]) -> str:
 
 
 def _judge_ports(nodes: tuple[Node, ...], wants: Wants) -> Iterator[Finding]:
-    several = sum(node.fault is None for node in nodes) > 1
+    asking = [node.name for node in nodes if node.fault is None]  # the others are told already
     for node in nodes:
         for port, why in node.refused_ports.items():
             yield Finding(
-                "fail" if several else "warn", "port", f"port {port} cannot be listened on ({why})",
+                "fail" if len(asking) > 1 else "warn", "port", f"port {port} cannot be listened on ({why})",
                 "another run may use it: give the launcher --master_port another number", node.name,
             )  # fmt: skip
     missed: dict[tuple[str, str], list[str]] = {}
-    silent = [node.name for node in nodes if node.fault is not None]  # told already
     for node in nodes:
         for miss in node.unreached:
-            if miss.node in silent:
+            if miss.node not in asking:
                 continue
             master = " (master)" if miss.port == wants.master_port else ""
             missed.setdefault((node.name, miss.node), []).append(f"{miss.port}{master} {miss.why}")
-    asking = [node.name for node in nodes if node.fault is None]
     for target in dict.fromkeys(target for _, target in missed):
         sources = [source for source, other in missed if other == target]
         ports = ", ".join(
