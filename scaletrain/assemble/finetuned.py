@@ -61,12 +61,14 @@ def _recipe_of(found: Found) -> FinetuneRecipe:
         ) from error
 
 
-def open_finetuned(found: Found, dtype: torch.dtype | None = None) -> Finetuned:
+def open_finetuned(found: Found, dtype: torch.dtype | None = None, *, quantized: bool = False) -> Finetuned:
     """From a checkpoint, by default in the precision of its training: the recipe's base model with what was trained.
 
-    CheckpointError when the base model is not there any more.
+    `quantized`: the base model in few bits, if it was so in training; else in all of them, into which an adapter can be
+    merged. CheckpointError when the base model is not there any more.
     """
     recipe, trained_in = _recipe_of(found), found.manifest["layout"]["precision"]
+    recipe = recipe if quantized else _with_all_bits(recipe)
     dtype = dtype or DTYPES[trained_in]
     labels = tuple(found.manifest["model"].get("labels") or ())
     try:
@@ -97,6 +99,7 @@ def read_exported(folder: Path, dtype: torch.dtype | None = None) -> Finetuned:
         dtype = dtype or DTYPES[trained_in]
     except (OSError, ValueError, KeyError) as error:
         raise CheckpointError(f"{folder / RECORD} cannot be read ({error}): export the run again") from error
+    recipe = _with_all_bits(recipe)
     whole = recipe.model.model_copy(update={"path": str(folder), "freeze": "none", "tokenizer": None})
     recipe = recipe.model_copy(update={"model": whole, "adapter": type(recipe.adapter)()})
     task, tokenizer = _task(recipe, labels, folder, folder, dtype)
@@ -106,6 +109,10 @@ def read_exported(folder: Path, dtype: torch.dtype | None = None) -> Finetuned:
     if network.extra is not None:
         network.extra.load_state_dict(load_file(folder / EXTRA))
     return Finetuned(task, network.eval(), tokenizer, recipe, labels, trained_in)
+
+
+def _with_all_bits(recipe: FinetuneRecipe) -> FinetuneRecipe:
+    return recipe.model_copy(update={"model": recipe.model.model_copy(update={"quantize": "none"})})
 
 
 def _task(

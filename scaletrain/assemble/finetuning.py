@@ -26,7 +26,14 @@ from scaletrain.errors import ConfigError
 from scaletrain.model.adapters import need_peft
 from scaletrain.model.count import short_count
 from scaletrain.model.families import check_packable, judges_by_last_token
-from scaletrain.model.network import build_network, find_model, folder_print, longest_row, read_config
+from scaletrain.model.network import (
+    build_network,
+    find_model,
+    folder_print,
+    longest_row,
+    need_bitsandbytes,
+    read_config,
+)
 from scaletrain.tasks.finetune import Finetune
 from scaletrain.tasks.kind import Kind
 
@@ -128,7 +135,10 @@ def settle_finetuning(path: Path, overrides: Sequence[str], deepspeed_config: st
 
 def open_job(recipe: FinetuneRecipe, launch: Launch) -> Finetuning:
     """Opens model folder, tokenizer and examples."""
-    _check_libraries(recipe, launch.device)
+    if recipe.adapter.kind != "none":
+        need_peft()
+    if recipe.model.quantize != "none":
+        need_bitsandbytes(recipe.model.quantize)
     folder = find_model(recipe.model.path, recipe.model.revision)
     tokenizer = load_text_tokenizer(recipe.model, folder)
     plain = read_config(folder, {})
@@ -155,10 +165,3 @@ def _check_model(recipe: FinetuneRecipe, config: Any, folder: Path) -> None:
             f"adapter.kind=prompt_tuning does not go with task.kind=classify of a decoder (model_type="
             f"{config.model_type}): transformers would judge a row by its padding; use lora"
         )
-
-
-def _check_libraries(recipe: FinetuneRecipe, device: torch.device) -> None:
-    if recipe.adapter.kind != "none":
-        need_peft()
-    if recipe.model.quantize != "none" and device.type != "cuda":
-        raise ConfigError(f"model.quantize={recipe.model.quantize} needs a GPU with bitsandbytes: remove it here")

@@ -25,7 +25,7 @@ def open_task(path: Path, found: "Found | None", dtype: str | None) -> "Finetune
     wanted = None if dtype is None else getattr(torch, dtype)
     if found is None:
         return read_exported(path, wanted) if (path / RECORD).is_file() else None
-    return open_finetuned(found, wanted) if is_finetuned(found) else None
+    return open_finetuned(found, wanted, quantized=True) if is_finetuned(found) else None
 
 
 def is_text(model: "Finetuned", files: Sequence[Path]) -> bool:

@@ -109,7 +109,7 @@ class FinetuneModel(Section):
     freeze: Literal["none", "embeddings", "all_but_head"] = "none"
     """Weights that are not trained, without an adapter."""
     quantize: Literal["none", "8bit", "4bit"] = "none"
-    """Load the frozen base model of an adapter in fewer bits: needs a GPU and bitsandbytes."""
+    """Load the frozen base model of an adapter in fewer bits, by bitsandbytes."""
 
 
 class Adapter(Section):

@@ -82,6 +82,13 @@ def virtual_tokens(model: Any) -> int:
     return int(getattr(model.active_peft_config, "num_virtual_tokens", None) or 0)
 
 
+def without_wrapper(model: Any) -> Any:
+    """`model` with its adapter, called past PEFT's own forward: that of question answering (0.21) drops token_type_ids,
+    so that the model would be trained on other inputs than its merged copy sees. Not for a tuned prompt, which that
+    forward puts before the row."""
+    return model.base_model if hasattr(model, "peft_config") else model
+
+
 def _no_targets(model: nn.Module, adapter: Adapter) -> str:
     kinds = sorted({name.rpartition(".")[2] for name, m in model.named_modules() if type(m).__name__ in _LINEAR})
     told = f"adapter.targets={_shown(adapter)} names no layer of this model"

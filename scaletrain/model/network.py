@@ -5,6 +5,7 @@ import re
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
@@ -116,33 +117,56 @@ def _with_attention(auto: Any, config: Any, dtype: torch.dtype) -> Any:
         return auto.from_config(config, dtype=dtype, attn_implementation="eager")  # the config holds the other by now
 
 
-def load_quantized(config: Any, head: Head, folder: Path, bits: str, dtype: torch.dtype) -> Network:
-    """The model with its weights in 8 or 4 bits (NF4: Dettmers et al. 2023) on this rank's GPU, for adapters.
+def need_bitsandbytes(bits: str) -> None:
+    """ConfigError with how to get it."""
+    if find_spec("bitsandbytes") is None:
+        raise ConfigError(f"model.quantize={bits} needs bitsandbytes: pip install 'scaletrain[gpu,finetune]'")
 
-    ConfigError when bitsandbytes is missing. Not run yet: there was no GPU.
+
+def load_quantized(config: Any, head: Head, folder: Path, bits: str, dtype: torch.dtype, seed: int) -> Network:
+    """The model with its weights in 8 or 4 bits (NF4: Dettmers et al. 2023) on this rank's device, for adapters. The
+    head stays as it is: it trains whole, and begins from `seed` where the folder has none.
+
+    ConfigError when bitsandbytes is missing.
     """
     import transformers
 
-    try:
-        import bitsandbytes  # noqa: F401
-        from peft import prepare_model_for_kbit_training
-    except ImportError as error:
-        raise ConfigError(
-            f"model.quantize={bits} needs bitsandbytes: pip install 'scaletrain[gpu,finetune]'"
-        ) from error
+    need_bitsandbytes(bits)
+    from peft import prepare_model_for_kbit_training
+
     four = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_compute_dtype": dtype}
     wanted: Any = transformers.BitsAndBytesConfig
     auto: Any = getattr(transformers, AUTO_CLASSES[head])
+    with torch.device("meta"):
+        bare = build_network(config, head, dtype).model
+    new = _names_not_in(folder, bare)
+    heads = [name for name, _ in bare.named_children() if name != bare.base_model_prefix]
+    whole = None if head == "causal" else sorted({*heads, *(name.rpartition(".")[0] for name in new)})
     model = auto.from_pretrained(
         folder,
         config=config,
         dtype=dtype,
-        quantization_config=wanted(**(four if bits == "4bit" else {"load_in_8bit": True})),
-        device_map={"": torch.cuda.current_device()},
+        quantization_config=wanted(
+            **(four if bits == "4bit" else {"load_in_8bit": True}),
+            llm_int8_skip_modules=whole,  # in 4 bits too, whatever its name; None: a language model's output
+        ),
+        device_map={"": torch.cuda.current_device() if torch.cuda.is_available() else "cpu"},
         local_files_only=True,
     )
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name in new:
+                _begin(name, parameter, config, seed)
     prepare: Any = prepare_model_for_kbit_training
     return Network(prepare(model, use_gradient_checkpointing=False))
+
+
+def _names_not_in(folder: Path, model: Any) -> list[str]:
+    """Parameters of a head that the files have not."""
+    with ExitStack() as files:
+        held = open_tensors(folder, files)
+        names = [name for name, _ in model.named_parameters() if _is_of_head(model, name)]
+        return [name for name in names if _name_in(held, name, model.base_model_prefix) is None]
 
 
 def longest_row(config: Any) -> int | None:

@@ -46,7 +46,7 @@ class Finetune:
         if bits == "none":
             network = build_network(self.config, self.kind.head, self.dtype, extra)
         else:
-            network = load_quantized(self.config, self.kind.head, self.folder, bits, self.dtype)
+            network = load_quantized(self.config, self.kind.head, self.folder, bits, self.dtype, self.recipe.seed)
             network.extra = extra
         if self.recipe.train.activation_checkpointing == "full":
             model: Any = network.model

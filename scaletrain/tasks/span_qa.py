@@ -15,6 +15,7 @@ from scaletrain.data.rows import IGNORED, Batch
 from scaletrain.data.shards import Split
 from scaletrain.data.text_tokenizer import token_texts
 from scaletrain.errors import DataError
+from scaletrain.model.adapters import without_wrapper
 from scaletrain.model.network import Head, Network
 from scaletrain.tasks.kind import Encoded, Shown
 from scaletrain.tasks.scores.result import Scores, merged
@@ -175,7 +176,7 @@ class SpanQa:
 def _logits(network: Network, batch: Mapping[str, Tensor]) -> Tensor:
     """(B, T, 2), float32: where an answer begins and where it ends."""
     types = {"token_type_ids": batch["token_type_ids"]} if "token_type_ids" in batch else {}
-    out = network.model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], **types)
+    out = without_wrapper(network.model)(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], **types)
     logits_BT2 = torch.stack([out.start_logits, out.end_logits], dim=2).float()
     is_padding_BT = batch["attention_mask"] == 0
     return logits_BT2.masked_fill(is_padding_BT.unsqueeze(2), torch.finfo(torch.float32).min)

@@ -8,14 +8,18 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from scaletrain.config.finetune_schema import Adapter
+from scaletrain.assemble.finetuned import merged_model
+from scaletrain.config.finetune_schema import Adapter, FinetuneData, FinetuneModel, TaskSection
+from scaletrain.data.examples.example import Example
+from scaletrain.data.text_tokenizer import load_text_tokenizer
 from scaletrain.errors import CheckpointError, ConfigError
 from scaletrain.model.adapters import add_adapter, check_adapter, write_adapter
-from scaletrain.model.network import Head, build_network, load_network, read_config
+from scaletrain.model.network import Head, Network, build_network, load_network, read_config
+from scaletrain.tasks.span_qa import SpanQa
 
 
 def loaded(models: Path, model: str, head: Head) -> Any:
-    changes = {} if head == "causal" else {"num_labels": 3, "pad_token_id": 0}
+    changes = {} if head == "causal" else {"num_labels": 2 if head == "span" else 3, "pad_token_id": 0}
     network = build_network(read_config(models / model, changes), head, torch.float32)
     load_network(network, models / model, 7)
     return network.model
@@ -121,3 +125,17 @@ def test_targets_that_name_no_layer_are_told_with_those_that_there_are(models: P
     line = r"adapter.targets=\[attention_x\] names no layer of this model: choose among .*q_proj.*, or all-linear"
     with pytest.raises(ConfigError, match=line):
         add_adapter(loaded(models, "llama", "causal"), Adapter(kind="lora", targets=("attention_x",)), "causal", 1)
+
+
+def test_a_merged_model_answers_as_the_adapted_one_did(models: Path) -> None:
+    tokenizer = load_text_tokenizer(FinetuneModel(path="x"), models / "bert")
+    kind = SpanQa(TaskSection(kind="span_qa"), FinetuneData(train="x", max_length=64), tokenizer)
+    context = "Anna lives in Paris . Bob was in Berlin ."
+    example = Example({"id": "1", "question": "where ?", "context": context, "answers": (("Paris", 14),)}, "x:1")
+    batch = kind.collate(kind.encode([example], "train").rows)
+    assert batch["token_type_ids"].any()  # which PEFT's own forward would leave out
+    network = Network(stirred(models, "bert", "span", Adapter(kind="lora", rank=4)))
+    losses = [kind.loss_sums(network, batch)["loss"].item()]
+    network.model = merged_model(network.model)
+    losses.append(kind.loss_sums(network, batch)["loss"].item())
+    assert losses[0] == pytest.approx(losses[1], abs=1e-5)
