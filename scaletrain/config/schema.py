@@ -224,6 +224,9 @@ class Train(Section):
 
 
 class Optim(Section):
+    name: Literal["adamw", "muon"] = "adamw"
+    """muon: the matrices of the layers by momentum that is made orthogonal (Jordan et al. 2024), all else by AdamW. Its
+    updates are as large as AdamW's (Liu et al. 2025), so that lr and weight_decay carry over."""
     lr: Annotated[Real, Field(gt=0)] = 3e-4
     """Peak learning rate."""
     min_lr_ratio: Fraction = 0.1
@@ -238,6 +241,13 @@ class Optim(Section):
     eps: Annotated[Real, Field(gt=0)] = 1e-8
     weight_decay: Annotated[Real, Field(ge=0)] = 0.1
     """Applied to weight matrices only: never to norms, biases or embeddings."""
+    muon_momentum: Annotated[Real, Field(ge=0, lt=1)] = 0.95
+    """muon: share of the momentum that stays at each step."""
+    muon_nesterov: bool = True
+    """muon: the update looks one step of the momentum ahead."""
+    muon_iterations: Annotated[Positive, Field(le=20)] = 5
+    """muon: Newton-Schulz iterations that make an update orthogonal, in bfloat16 where the run trains in it, else in
+    float32."""
     grad_clip: Annotated[Real, Field(ge=0)] = 1.0
     """Global gradient norm above which gradients are scaled down; 0: off."""
 

@@ -50,10 +50,11 @@ def train(
     save_at: int | None = None,
     root: Path | None = None,
     resume: bool = False,
+    optim: Optim = OPTIM,
 ) -> list[float]:
     """Losses of steps (first..steps) with this stage on however many ranks there are; saves or resumes below `root`."""
     share = Share(dist.rank(), dist.size(), 8 // dist.size() // accumulation, accumulation)
-    engine = Engine(task, engine_dict(stage, precision, dist.size(), accumulation), OPTIM, torch.device("cpu"))
+    engine = Engine(task, engine_dict(stage, precision, dist.size(), accumulation), optim, torch.device("cpu"))
     state, losses, rows = RunState(), [], task.rows("train")
     identity = Identity(layout={"zero_stage": stage}, model={}, data={})
     if resume:
@@ -63,7 +64,7 @@ def train(
     while state.step < steps:
         batches = [rows.fetch(ids) for ids in share.of(order.ids(state.samples_seen, 8))]
         (weight,) = dist.sum_integers([sum(map(task.weight, batches))])
-        losses.append(engine.train_step(batches, lr_at(state.step, OPTIM, TOTAL_STEPS), weight).loss())
+        losses.append(engine.train_step(batches, lr_at(state.step, optim, TOTAL_STEPS), weight).loss())
         state = state.advance(8, weight)
         if state.step == save_at:
             assert root is not None
