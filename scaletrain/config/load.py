@@ -189,9 +189,12 @@ def _shared_problems(recipe: AnyRecipe) -> list[str]:
 def _optimizer_problems(recipe: AnyRecipe) -> Iterator[str]:
     optim, default = recipe.optim, type(recipe.optim)()
     if optim.name != "muon":
-        for name in ("muon_momentum", "muon_nesterov", "muon_iterations"):
+        for name in ("muon_momentum", "muon_nesterov", "muon_ns_steps"):
             if (value := getattr(optim, name)) != getattr(default, name):
-                yield f"optim.{name}={shown(value)} has no effect with optim.name={optim.name}: remove it or set optim.name=muon"
+                yield (
+                    f"optim.{name}={shown(value)} has no effect with optim.name={optim.name}: remove it or set "
+                    "optim.name=muon"
+                )
 
 
 def _pretraining_problems(recipe: Recipe) -> list[str]:

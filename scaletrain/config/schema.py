@@ -245,7 +245,7 @@ class Optim(Section):
     """muon: share of the momentum that stays at each step."""
     muon_nesterov: bool = True
     """muon: the update looks one step of the momentum ahead."""
-    muon_iterations: Annotated[Positive, Field(le=20)] = 5
+    muon_ns_steps: Annotated[Positive, Field(le=20)] = 5
     """muon: Newton-Schulz iterations that make an update orthogonal, in bfloat16 where the run trains in it, else in
     float32."""
     grad_clip: Annotated[Real, Field(ge=0)] = 1.0

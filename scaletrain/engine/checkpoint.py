@@ -397,8 +397,8 @@ def check_identity(found: Found, identity: Identity) -> None:
     rules = {
         "model": "the model changed: resume with the recipe that began the run, or choose a new run.dir",
         "data": "the data changed: resume with the dataset that began the run, or choose a new run.dir",
-        "optimizer": "the optimizer changed, and has other moments: resume with the one that began the run, or choose a "
-        "new run.dir",
+        "optimizer": "the optimizer changed, and has other moments: resume with the one that began the run, or choose "
+        "a new run.dir",
     }
     for part, remedy in rules.items():
         if changed := _differences(found, identity, part):

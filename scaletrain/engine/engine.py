@@ -276,7 +276,10 @@ def _initialize(task: Task, config: dict[str, Any], optim: Optim, device: torch.
     task.initialise(model, _gather_partitioned if stage3 else whole_parameter)
     buffers = {name: buffer.clone() for name, buffer in model.named_buffers() if buffer.is_floating_point()}
     optimizer = build_optimizer(task, model, config, optim)
-    config = {**config, "zero_allow_untested_optimizer": optim.name != "adamw"}  # by DeepSpeed; tests/engine/test_muon.py
+    config = {
+        **config,
+        "zero_allow_untested_optimizer": optim.name != "adamw",
+    }  # by DeepSpeed; tests/engine/test_muon.py
     engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=config)
     forget_first_step(engine.basic_optimizer)
     place_matrices(engine, config["zero_optimization"]["stage"])

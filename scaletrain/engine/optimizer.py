@@ -38,7 +38,7 @@ def build_optimizer(task: Task, model: nn.Module, config: dict[str, Any], optim:
             shapes=shapes,
             momentum=optim.muon_momentum,
             nesterov=optim.muon_nesterov,
-            iterations=optim.muon_iterations,
+            ns_steps=optim.muon_ns_steps,
             dtype=torch.bfloat16 if config["bf16"]["enabled"] else torch.float32,
             fused=True,
             **settings,

@@ -45,13 +45,13 @@ class Muon(torch.optim.AdamW):
         shapes: Mapping[str, tuple[int, ...]],
         momentum: float,
         nesterov: bool,
-        iterations: int,
+        ns_steps: int,
         dtype: torch.dtype,
         **adamw: Any,
     ) -> None:
         super().__init__(groups, **adamw)
         self.shapes = shapes
-        self._momentum, self._nesterov, self._iterations, self._dtype = momentum, nesterov, iterations, dtype
+        self._momentum, self._nesterov, self._ns_steps, self._dtype = momentum, nesterov, ns_steps, dtype
         self._plans: Mapping[Tensor, Plan] = {}
 
     def place(self, plans: Mapping[Tensor, Plan]) -> None:
@@ -83,7 +83,7 @@ class Muon(torch.optim.AdamW):
         momentum.lerp_(tensor.grad, 1 - self._momentum)
         direction = tensor.grad.lerp(momentum, self._momentum) if self._nesterov else momentum
         tensor.mul_(1 - lr * weight_decay)
-        turned = map_matrices(plan, direction, lambda matrix: orthogonalize(matrix, self._iterations), self._dtype)
+        turned = map_matrices(plan, direction, lambda matrix: orthogonalize(matrix, self._ns_steps), self._dtype)
         for part, update in turned:
             size = _ADAM_SIZE * math.sqrt(max(part.shape))
             tensor.view(-1).narrow(0, part.offset, part.numel).add_(update, alpha=-lr * size)

@@ -54,7 +54,8 @@ def train(
 ) -> list[float]:
     """Losses of steps (first..steps) with this stage on however many ranks there are; saves or resumes below `root`."""
     share = Share(dist.rank(), dist.size(), 8 // dist.size() // accumulation, accumulation)
-    engine = Engine(task, engine_dict(stage, precision, dist.size(), accumulation), optim, torch.device("cpu"))
+    config = engine_dict(stage, precision, dist.size(), accumulation) | {"gradient_clipping": optim.grad_clip}
+    engine = Engine(task, config, optim, torch.device("cpu"))
     state, losses, rows = RunState(), [], task.rows("train")
     identity = Identity(layout={"zero_stage": stage}, model={}, data={})
     if resume:
