@@ -73,13 +73,13 @@ def map_matrices(
     sent = torch.cat([flat.new_empty(0, dtype=dtype), *(_of(part, flat).to(dtype) for part in plan.mine)])
     arrived = _exchange(sent, plan.sent, plan.received)
     whole: dict[str, Tensor] = {}
-    for part, piece in zip(plan.theirs, arrived.split([part.numel for part in plan.theirs]), strict=True):
+    for part, piece in zip(plan.theirs, torch.split(arrived, [part.numel for part in plan.theirs]), strict=True):
         matrix = whole.setdefault(part.name, flat.new_empty(part.shape, dtype=dtype))
         matrix.view(-1)[part.start : part.start + part.numel] = piece
     done = {name: work(matrix).reshape(-1) for name, matrix in whole.items()}
     back = [done[part.name][part.start : part.start + part.numel] for part in plan.theirs]
     returned = _exchange(torch.cat([sent.new_empty(0), *back]), plan.received, plan.sent)
-    return list(zip(plan.mine, returned.split([part.numel for part in plan.mine]), strict=True))
+    return list(zip(plan.mine, torch.split(returned, [part.numel for part in plan.mine]), strict=True))
 
 
 def _of(part: Part, flat: Tensor) -> Tensor:

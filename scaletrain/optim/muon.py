@@ -5,6 +5,7 @@ DeepSpeed 0.19's own Muon is not used: docs/decisions/008-muon-after-clipping.md
 
 import math
 from collections.abc import Iterable, Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -23,7 +24,7 @@ _ADAM_SIZE = 0.2
 def orthogonalize(matrix: Tensor, steps: int) -> Tensor:
     """Nearly U V^T of matrix = U S V^T by Newton-Schulz iterations, in the matrix's own precision."""
     wide = matrix.T if matrix.shape[0] > matrix.shape[1] else matrix
-    x = wide / wide.norm().clamp(min=_EPS)  # its spectral norm is at most 1
+    x: Tensor = wide / wide.norm().clamp(min=_EPS)  # its spectral norm is at most 1
     for _ in range(steps):
         gram = x @ x.T
         x = torch.addmm(x, torch.addmm(gram, gram, gram, beta=_B, alpha=_C), x, beta=_A)
@@ -66,24 +67,25 @@ class Muon(torch.optim.AdamW):
             if group["name"] == "orthogonal":
                 for tensor in group["params"]:
                     if tensor.grad is not None and tensor in self._plans:
-                        self._turn(tensor, self._plans[tensor], group["lr"], group["weight_decay"])
+                        self._turn(tensor, tensor.grad, group["lr"], group["weight_decay"])
         self.param_groups = [group for group in groups if group["name"] != "orthogonal"]
         try:
             super().step()
         finally:
             self.param_groups = groups
 
-    def _turn(self, tensor: Tensor, plan: Plan, lr: float, weight_decay: float) -> None:
+    def _turn(self, tensor: Tensor, gradient: Tensor, lr: float, weight_decay: float) -> None:
         state = self.state[tensor]
         if not state:
             state["step"] = torch.zeros((), device=tensor.device)
             state["momentum_buffer"] = torch.zeros_like(tensor, requires_grad=False)
         state["step"] += 1
         momentum: Tensor = state["momentum_buffer"]
-        momentum.lerp_(tensor.grad, 1 - self._momentum)
-        direction = tensor.grad.lerp(momentum, self._momentum) if self._nesterov else momentum
+        momentum.lerp_(gradient, 1 - self._momentum)
+        direction = gradient.lerp(momentum, self._momentum) if self._nesterov else momentum
         tensor.mul_(1 - lr * weight_decay)
-        turned = map_matrices(plan, direction, lambda matrix: orthogonalize(matrix, self._ns_steps), self._dtype)
+        work = partial(orthogonalize, steps=self._ns_steps)
+        turned = map_matrices(self._plans[tensor], direction, work, self._dtype)
         for part, update in turned:
             size = _ADAM_SIZE * math.sqrt(max(part.shape))
             tensor.view(-1).narrow(0, part.offset, part.numel).add_(update, alpha=-lr * size)
