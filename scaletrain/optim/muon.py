@@ -1,6 +1,6 @@
 """Muon: the layers' matrices by momentum that is made orthogonal (Jordan et al. 2024), all else by AdamW.
 
-DeepSpeed 0.19's own Muon is not used: docs/decisions/008-muon-after-clipping.md.
+DeepSpeed 0.19's own Muon clips its updates instead of the gradients: docs/decisions/008-muon-of-our-own.md.
 """
 
 import math
