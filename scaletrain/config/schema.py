@@ -224,9 +224,6 @@ class Train(Section):
 
 
 class Optim(Section):
-    name: Literal["adamw", "muon"] = "adamw"
-    """muon: the matrices of the layers by momentum that is made orthogonal (Jordan et al. 2024), all else by AdamW. Its
-    updates are as large as AdamW's (Liu et al. 2025), so that lr and weight_decay carry over."""
     lr: Annotated[Real, Field(gt=0)] = 3e-4
     """Peak learning rate."""
     min_lr_ratio: Fraction = 0.1
@@ -237,6 +234,9 @@ class Optim(Section):
     """Linear warm-up; default: 1% of the run, at least 10 steps (or the whole run if it is shorter)."""
     decay_ratio: Annotated[Real, Field(gt=0, le=1)] = 0.2
     """wsd: share of the run spent in the final decay."""
+    name: Literal["adamw", "muon"] = "adamw"
+    """muon: the matrices of the layers by momentum that is made orthogonal (Jordan et al. 2024), all else by AdamW. Its
+    updates are as large as AdamW's (Liu et al. 2025), so that lr and weight_decay carry over."""
     betas: tuple[Annotated[Real, Field(ge=0, lt=1)], Annotated[Real, Field(ge=0, lt=1)]] = (0.9, 0.95)
     eps: Annotated[Real, Field(gt=0)] = 1e-8
     weight_decay: Annotated[Real, Field(ge=0)] = 0.1
