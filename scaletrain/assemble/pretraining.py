@@ -21,6 +21,7 @@ from scaletrain.engine.checkpoint import Found
 from scaletrain.errors import ConfigError, DataError
 from scaletrain.model.count import checkpoint_bytes, count_parameters, flops_per_token, short_count
 from scaletrain.model.hf import architecture_from_hf
+from scaletrain.runtime.sequence import join_sequence
 from scaletrain.runtime.world import World
 from scaletrain.tasks.pretrain import PretrainTask
 from scaletrain.tasks.task import Task
@@ -77,6 +78,7 @@ class Pretraining:
             init_from=Path(self.recipe.model.init_from) if self.recipe.model.init_from else None,
             activation_checkpointing=self.recipe.train.activation_checkpointing,
             compiled=self.recipe.train.compile == "blocks",
+            sequence=join_sequence(sharing) if (sharing := self.recipe.train.sequence_parallel) > 1 else None,
         )
 
     def finish(self, run: Path, found: Found) -> list[str]:
@@ -96,7 +98,19 @@ def settle_pretraining(path: Path, overrides: Sequence[str], deepspeed_config: s
         check_compiling(str(path), zero_stage(preset))
     launch = settle_launch(recipe, preset, world)
     data = _open_data(recipe, world)
-    return Settled(launch, Pretraining(recipe, data, _architecture(recipe, data)))
+    architecture = _architecture(recipe, data)
+    check_sharing(str(path), recipe.train.sequence_parallel, architecture)
+    return Settled(launch, Pretraining(recipe, data, architecture))
+
+
+def check_sharing(source: str, sharing: int, architecture: Architecture) -> None:
+    """ConfigError where the ranks that share samples could not share the heads."""
+    heads = architecture.num_kv_heads
+    if heads % sharing:
+        raise ConfigError(
+            f"{source}: train.sequence_parallel={sharing} does not divide the model's {heads} key/value heads, of "
+            "which each rank takes an equal part: use a divisor of them"
+        )
 
 
 def check_compiling(source: str, stage: int) -> None:

@@ -11,6 +11,8 @@ from scaletrain.assemble.job import Job
 from scaletrain.config.deepspeed import BatchPlan, batch_plan, engine_config, zero_stage
 from scaletrain.config.load import AnyRecipe
 from scaletrain.config.schema import Precision
+from scaletrain.data.order import Share
+from scaletrain.data.rows import RowPart
 from scaletrain.engine.checkpoint import Identity
 from scaletrain.engine.plan import Plan, plan_run
 from scaletrain.engine.state import RunState
@@ -66,6 +68,15 @@ class Settled:
     @property
     def zero_stage(self) -> int:
         return zero_stage(self.launch.preset)
+
+    @property
+    def share(self) -> Share:
+        """What this rank reads of each batch."""
+        world, sharing = self.world, self.recipe.train.sequence_parallel
+        part = RowPart(world.rank % sharing, sharing)
+        return Share(
+            world.rank // sharing, world.size // sharing, self.batch.micro_batch, self.batch.accumulation, part
+        )
 
     def plan(self, state: RunState) -> Plan:
         """How far a run that stands at `state` goes, as the recipe has it."""

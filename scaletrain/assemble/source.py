@@ -8,7 +8,7 @@ import numpy as np
 
 from scaletrain.assemble.settle import Settled
 from scaletrain.data.loader import Loader
-from scaletrain.data.order import Share, digest
+from scaletrain.data.order import digest
 from scaletrain.data.run_data import RunData
 from scaletrain.data.training_data import Reading
 from scaletrain.engine.plan import Plan, end_before_repeats
@@ -28,11 +28,13 @@ class RunSource:
 
     def open(self, start: int) -> Loader:
         """Batches from sample `start` of the run on, read ahead by a thread."""
-        world, batch, device = self.settled.world, self.settled.batch, self.settled.device
-        share = Share(world.rank, world.size, batch.micro_batch, batch.accumulation)
         steps = self.data.steps(
-            self.reading, share, start=start, position=self.position, pin=device.type == "cuda"
-        )  # fmt: skip
+            self.reading,
+            self.settled.share,
+            start=start,
+            position=self.position,
+            pin=self.settled.device.type == "cuda",
+        )
         return Loader(steps, self.settled.recipe.data.prefetch_steps)
 
     def digest(self, start: int, end: int) -> int:

@@ -108,6 +108,7 @@ def start_run(settled: Settled, peak: Peak, findings: Sequence[Finding], termina
         plan=plan,
         task=task,
         engine=engine,
+        share=settled.share,
         validation=validation,
         source=source,
         device=device,

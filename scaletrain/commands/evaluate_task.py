@@ -40,6 +40,7 @@ def evaluate_task(model: "Finetuned", files: Sequence[Path], batch_size: int, ma
     from scaletrain.data.encoded_rows import EncodedRows
     from scaletrain.data.examples.labels import check_labels
     from scaletrain.data.examples.read import read_examples
+    from scaletrain.data.order import Share
     from scaletrain.engine.evaluate import evaluate
     from scaletrain.engine.local import LocalModel
 
@@ -54,7 +55,8 @@ def evaluate_task(model: "Finetuned", files: Sequence[Path], batch_size: int, ma
         raise DataError(f"--data {', '.join(map(str, files))} gives no row to evaluate: give files with examples")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     local = LocalModel(model.task, model.network.to(device), device)
-    return evaluate(local, model.task, EncodedRows(encoded.rows, model.task.kind.collate), batch_size, max_samples)
+    rows, share = EncodedRows(encoded.rows, model.task.kind.collate), Share(0, 1, batch_size, 1)
+    return evaluate(local, model.task, rows, share, max_samples)
 
 
 def write_predictions(path: Path, found: "Evaluation") -> None:

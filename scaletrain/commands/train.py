@@ -213,13 +213,16 @@ def header(settled: "Settled", peak: "Peak") -> list[str]:
     recipe, world, batch, job = settled.recipe, settled.world, settled.batch, settled.job
     name = recipe.run.name or Path(recipe.run.dir).name
     device = torch.cuda.get_device_name(settled.device) if settled.device.type == "cuda" else "CPU"
+    sharing = recipe.train.sequence_parallel
+    shared = f" of samples that {sharing} ranks share" if sharing > 1 else ""
     rate = f"{peak.flops / 1e12:.3g} TFLOP/s a rank, {peak.source}" if peak.flops else peak.source
     return [
         f"run     {name} in {recipe.run.dir}",
         *job.describe(),
         *job.data.describe(),
         f"ranks   {world.size} x {device} on {world.nodes} node{'s' if world.nodes > 1 else ''}, ZeRO stage "
-        f"{settled.zero_stage}, {settled.launch.precision}, micro-batch {batch.micro_batch} x {batch.accumulation}",
+        f"{settled.zero_stage}, {settled.launch.precision}, micro-batch {batch.micro_batch} x {batch.accumulation}"
+        f"{shared}",
         f"mfu     tokens/s x {job.flops_per_token / 1e6:,.1f} MFLOP a token ({job.flops_rule}) / {rate}",
     ]
 

@@ -81,12 +81,19 @@ class BatchPlan:
 
 
 def batch_plan(recipe: BaseRecipe, ranks: int) -> BatchPlan:
-    """How `train.global_batch_size` is split over `ranks`; ConfigError if it does not divide."""
-    size, micro = recipe.train.global_batch_size, recipe.train.micro_batch_size
+    """How `train.global_batch_size` is split over `ranks`, of which train.sequence_parallel share each sample;
+    ConfigError if it does not divide."""
+    size, micro, sharing = recipe.train.global_batch_size, recipe.train.micro_batch_size, recipe.train.sequence_parallel
+    if ranks % sharing:
+        raise ConfigError(
+            f"train.sequence_parallel={sharing} does not divide the number of ranks, {ranks}: so many share each "
+            "sample; start a multiple of it, or set another value"
+        )
+    ranks, name = ranks // sharing, _readers(ranks, sharing)
     unit = ranks if micro is None else micro * ranks
     if size % unit:
         low = size // unit * unit
-        rule = f"{unit} ranks" if micro is None else f"{unit} = train.micro_batch_size {micro} x {ranks} ranks"
+        rule = name if micro is None else f"{unit} = train.micro_batch_size {micro} x {name}"
         near = f"{low} or {low + unit}" if low else f"{unit}"
         other = "" if micro is None else "another train.micro_batch_size or "
         raise ConfigError(
@@ -94,6 +101,11 @@ def batch_plan(recipe: BaseRecipe, ranks: int) -> BatchPlan:
         )
     micro = size // ranks if micro is None else micro
     return BatchPlan(size, micro, size // (micro * ranks))
+
+
+def _readers(ranks: int, sharing: int) -> str:
+    """Those that read samples of their own, in words."""
+    return f"{ranks} ranks" if sharing == 1 else f"{ranks // sharing} groups of {sharing} ranks"
 
 
 def zero_stage(preset: dict[str, Any]) -> int:
@@ -238,7 +250,8 @@ def engine_config(recipe: BaseRecipe, preset: dict[str, Any], *, ranks: int, pre
     if steps is not None and steps != plan.accumulation:
         raise ConfigError(
             f"{recipe.deepspeed}: gradient_accumulation_steps={shown(steps)}, but train.global_batch_size "
-            f"{plan.global_batch} / (train.micro_batch_size {plan.micro_batch} x {ranks} ranks) = {plan.accumulation}: "
+            f"{plan.global_batch} / (train.micro_batch_size {plan.micro_batch} x "
+            f"{_readers(ranks, recipe.train.sequence_parallel)}) = {plan.accumulation}: "
             'write "auto" in the file, or change the batch sizes'
         )
     config = without_auto(preset)
@@ -247,7 +260,8 @@ def engine_config(recipe: BaseRecipe, preset: dict[str, Any], *, ranks: int, pre
     bf16 = without_auto(preset.get("bf16") or preset.get("bfloat16") or {})
     fp16 = without_auto(preset.get("fp16") or {})  # its loss scale
     config |= {
-        "train_batch_size": plan.global_batch,
+        # DeepSpeed takes every rank for one that reads samples of its own; it only compares this with the others.
+        "train_batch_size": plan.global_batch * recipe.train.sequence_parallel,
         "train_micro_batch_size_per_gpu": plan.micro_batch,
         "gradient_accumulation_steps": plan.accumulation,
         "gradient_clipping": recipe.optim.grad_clip,

@@ -27,7 +27,7 @@ def fewer_ranks(recipe: BaseRecipe, preset: dict[str, Any], *, began_with: int, 
         return None
     most_samples = batch_plan(recipe, began_with).micro_batch
     for ranks in range(at_most, least - 1, -1):
-        share, rest = divmod(recipe.train.global_batch_size, ranks)
+        share, rest = divmod(recipe.train.global_batch_size * recipe.train.sequence_parallel, ranks)
         given = recipe.train.micro_batch_size
         sizes = [given] if given else range(min(most_samples, share), 0, -1)
         micro = next((size for size in sizes if share % size == 0), None)

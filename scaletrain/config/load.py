@@ -205,6 +205,8 @@ def _pretraining_problems(recipe: Recipe) -> list[str]:
             "train.compile=blocks with train.activation_checkpointing=selective: what is kept is chosen among "
             "operations that the compiler joins: use full, every_N or none"
         )
+    if (sharing := train.sequence_parallel) > 1:
+        found += _sequence_problems(recipe, sharing)
     if model.init_from is not None and model.preset is not None:
         found.append(f"model.init_from={model.init_from} and model.preset={model.preset} both name a model: keep one")
     if model.init_from is None:
@@ -213,6 +215,16 @@ def _pretraining_problems(recipe: Recipe) -> list[str]:
         except ConfigError as error:
             found += str(error).split("; ")
     return found
+
+
+def _sequence_problems(recipe: Recipe, sharing: int) -> Iterator[str]:
+    name, length = f"train.sequence_parallel={sharing}", recipe.data.context_length
+    if length % sharing:
+        yield f"data.context_length={length} is not a multiple of {name}: change one of them"
+    if recipe.data.source == "huggingface":
+        yield f"{name} with data.source=huggingface is not supported: prepare the text with `scaletrain prepare`"
+    if recipe.train.compile == "blocks":
+        yield f"{name} with train.compile=blocks: blocks that ranks exchange in cannot be compiled; set it to none"
 
 
 def find_deepspeed(name: str, recipe_path: Path) -> Path | str:

@@ -219,6 +219,10 @@ class Train(Section):
     """bf16, fp16 or fp32; default: bf16 where the device computes in it, else fp32."""
     activation_checkpointing: Checkpointing = "none"
     """none, full (each block), every_N (each N-th block), selective (all but matrix products and attention)."""
+    sequence_parallel: Positive = 1
+    """Ranks that share each sample, a part of its tokens each, for contexts that one rank's memory does not hold
+    (Ulysses). Divides the ranks, the context and the model's key/value heads. Keep them on one node: they exchange the
+    heads of each layer."""
     compile: Literal["none", "blocks"] = "none"
     """blocks: torch.compile of each block, half a minute at the start. On a CPU it was no faster; on a GPU try it."""
 

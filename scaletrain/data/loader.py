@@ -73,7 +73,7 @@ def token_steps(rows: Rows, order: SampleOrder, share: Share, *, start: int, pin
         prints = fingerprints(np.arange(start, start + len(ids), dtype=np.int64), ids)
         for first in range(0, len(ids), batch):
             whole = slice(first, first + batch)
-            batches = [pinned(rows.fetch(part), pin) for part in share.of(ids[whole])]
+            batches = [pinned(share.part.of(rows.fetch(mine)), pin) for mine in share.of(ids[whole])]
             yield Step(batches, share.sum(prints[whole]))
         start += len(ids)
 

@@ -7,6 +7,7 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
+from scaletrain.data.rows import WHOLE, RowPart
 from scaletrain.data.shuffle import Ids, mix, permute
 
 
@@ -85,12 +86,14 @@ class _WindowPlan:
 
 @dataclass(frozen=True)
 class Share:
-    """This rank's part of each global batch: `accumulation` micro-batches of `micro_batch` samples."""
+    """This rank's part of each global batch: `accumulation` micro-batches of `micro_batch` samples, and of each sample
+    the tokens of `part`. Ranks that share samples are one among the `ranks` here."""
 
     rank: int
     ranks: int
     micro_batch: int
     accumulation: int
+    part: RowPart = WHOLE
 
     @property
     def global_batch(self) -> int:
@@ -106,8 +109,8 @@ class Share:
         return list(batch_ids[self._places])
 
     def sum(self, values: npt.NDArray[np.uint64]) -> int:
-        """Sum modulo 2**64 of this rank's values of a global batch."""
-        return int(values[self._places].sum(dtype=np.uint64))
+        """Sum modulo 2**64 of this rank's values of a global batch; the first of those that share samples tells it."""
+        return int(values[self._places].sum(dtype=np.uint64)) if self.part.place == 0 else 0
 
 
 def fingerprints(positions: Ids, ids: Ids) -> npt.NDArray[np.uint64]:

@@ -31,6 +31,25 @@ class RowsReport:
     cut_documents: float
 
 
+@dataclass(frozen=True)
+class RowPart:
+    """Which tokens of each row a rank reads: the `place`-th of `size` equal parts."""
+
+    place: int = 0
+    size: int = 1
+
+    def of(self, batch: Batch) -> Batch:
+        """input_ids and labels of this part, (B, T / size); documents stay whole, since attention sees all of them."""
+        if self.size == 1:
+            return batch
+        count = batch["input_ids"].shape[1] // self.size
+        mine = slice(self.place * count, (self.place + 1) * count)
+        return {**batch, "input_ids": batch["input_ids"][:, mine], "labels": batch["labels"][:, mine]}
+
+
+WHOLE = RowPart()
+
+
 class Rows(Protocol):
     """Samples by number. `fetch` builds one batch on the CPU; the id -1 gives a padding row that bears no loss."""
 

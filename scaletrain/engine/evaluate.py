@@ -6,6 +6,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 import torch
 
+from scaletrain.data.order import Share
 from scaletrain.data.rows import Batch, Rows
 from scaletrain.errors import ScaleTrainError
 from scaletrain.runtime import dist, pulse
@@ -28,24 +29,25 @@ class Evaluation(NamedTuple):
     predictions: list[Prediction]  # by row
 
 
-def evaluate(engine: Evaluates, task: Task, rows: Rows, batch_size: int, max_samples: int | None) -> Evaluation:
-    """The task's metrics over `max_samples` rows, spread evenly over all (None: all). Each rank takes every size-th
-    batch, and all take equally many: ZeRO-3 gathers weights in each forward pass, so a rank that ran out would leave
-    the others waiting. Data that one rank cannot read are a fault of all."""
+def evaluate(engine: Evaluates, task: Task, rows: Rows, share: Share, max_samples: int | None) -> Evaluation:
+    """The task's metrics over `max_samples` rows, spread evenly over all (None: all), in micro-batches of `share`. Each
+    rank takes every ranks-th batch, and all take equally many: ZeRO-3 gathers weights in each forward pass, so a rank
+    that ran out would leave the others waiting. Data that one rank cannot read are a fault of all."""
     count = min(len(rows), max_samples or len(rows))
-    rounds = -(-count // (batch_size * dist.size()))
-    ids = np.full(rounds * batch_size * dist.size(), -1, dtype=np.int64)
+    ranks, batch_size = share.ranks, share.micro_batch
+    rounds = -(-count // (batch_size * ranks))
+    ids = np.full(rounds * batch_size * ranks, -1, dtype=np.int64)
     ids[:count] = np.arange(count) * len(rows) // count
     totals: dict[str, torch.Tensor] = {}
     mine: list[Prediction] = []
     fault: ScaleTrainError | None = None
-    for part in ids.reshape(rounds, dist.size(), batch_size)[:, dist.rank()]:
+    for part in ids.reshape(rounds, ranks, batch_size)[:, share.rank]:
         pulse.mark("evaluation")
         try:
             batch = rows.fetch(part)
         except ScaleTrainError as error:  # the others are in the middle of it: this rank goes on, with padding
             fault, batch = error, rows.fetch(np.full_like(part, -1))
-        evaluated = engine.eval_step(batch)
+        evaluated = engine.eval_step(share.part.of(batch))
         mine += evaluated.predictions
         for name, value in evaluated.sums.items():
             totals[name] = totals.get(name, 0) + value.double()

@@ -9,6 +9,7 @@ import torch
 
 from scaletrain.config.schema import BaseRecipe
 from scaletrain.data.loader import Step
+from scaletrain.data.order import Share
 from scaletrain.data.rows import Rows
 from scaletrain.engine.engine import Engine, StepResult
 from scaletrain.engine.evaluate import Evaluation, evaluate
@@ -72,6 +73,7 @@ class Trainer:
     plan: Plan
     task: Task
     engine: Engine
+    share: Share
     validation: Rows | None
     source: Source
     device: torch.device
@@ -283,9 +285,9 @@ class Trainer:
         pulse.mark("evaluation")
         began = time.perf_counter()
         wanted = self.recipe.evaluate
-        size = wanted.batch_size or self.plan.micro_batch
+        share = replace(self.share, micro_batch=wanted.batch_size or self.share.micro_batch)
         try:
-            found = evaluate(self.engine, self.task, self.validation, size, wanted.max_samples)
+            found = evaluate(self.engine, self.task, self.validation, share, wanted.max_samples)
         except ScaleTrainError:  # on all ranks at once: data that cannot be read
             if self.state.step > 0:
                 self._save(wait=True)

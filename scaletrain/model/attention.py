@@ -3,7 +3,7 @@
 B batch, T tokens, C hidden width, H query heads, G key/value heads, X = H + 2 G, D head size.
 """
 
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -22,6 +22,24 @@ class Layout(NamedTuple):
     documents: Documents | None = None  # None: each row is one document
 
 
+class HeadExchange(Protocol):
+    """Ranks that share each row, of which this one holds the `place`-th of `size` parts (runtime/sequence.py)."""
+
+    @property
+    def place(self) -> int: ...
+
+    @property
+    def size(self) -> int: ...
+
+    def to_heads(self, x_BTXD: Tensor) -> Tensor:
+        """This rank's tokens of all X heads -> the whole row's tokens of its X / size heads."""
+        ...
+
+    def to_tokens(self, x_BTXD: Tensor) -> Tensor:
+        """The way back."""
+        ...
+
+
 class Attention(nn.Module):
     """Grouped-query self-attention; x_BTC -> y_BTC."""
 
@@ -33,6 +51,7 @@ class Attention(nn.Module):
         self.output = Linear(arch.hidden_size, arch.hidden_size, bias=bias)
         self.query_norm = RMSNorm(arch.head_dim, arch.norm_eps) if arch.qk_norm else None
         self.key_norm = RMSNorm(arch.head_dim, arch.norm_eps) if arch.qk_norm else None
+        self.exchange: HeadExchange | None = None  # sequence.py sets one
 
     def forward(self, x_BTC: Tensor, layout: Layout) -> Tensor:
         B, T, C = x_BTC.shape
@@ -43,8 +62,26 @@ class Attention(nn.Module):
             qkv_BTXD = torch.cat((self.query_norm(q_BTHD), self.key_norm(k_BTGD), v_BTGD), dim=2)
         if layout.rotation is not None:
             qkv_BTXD = rotate(qkv_BTXD, layout.rotation, num_rotated=H + G)
-        y: Tensor = self.output(causal_attention(qkv_BTXD, H, G, layout.documents).reshape(B, T, C))
+        if self.exchange is None:
+            y_BTHD = causal_attention(qkv_BTXD, H, G, layout.documents)
+        else:
+            y_BTHD = _attention_over_ranks(qkv_BTXD, H, G, layout.documents, self.exchange)
+        y: Tensor = self.output(y_BTHD.reshape(B, T, C))
         return y
+
+
+def _attention_over_ranks(
+    qkv_BTXD: Tensor, num_heads: int, num_kv_heads: int, documents: Documents | None, exchange: HeadExchange
+) -> Tensor:
+    """As causal_attention, of rows that ranks share. The head counts are multiples of exchange.size."""
+    n = exchange.size
+    # The part of each rank side by side: its queries, keys and values.
+    kinds = torch.split(qkv_BTXD, [num_heads, num_kv_heads, num_kv_heads], dim=2)
+    by_rank = torch.cat([heads.reshape(*heads.shape[:2], n, -1, heads.shape[3]) for heads in kinds], dim=3).flatten(
+        2, 3
+    )
+    y_BTHD = causal_attention(exchange.to_heads(by_rank), num_heads // n, num_kv_heads // n, documents)
+    return exchange.to_tokens(y_BTHD)
 
 
 def causal_attention(qkv_BTXD: Tensor, num_heads: int, num_kv_heads: int, documents: Documents | None = None) -> Tensor:

@@ -64,6 +64,7 @@ class GPT(nn.Module):
         self.head = OutputHead(arch.hidden_size, arch.vocab_size, tied)
         self.rotary = RotaryTable(arch.head_dim, arch.rope_theta) if arch.family == "llama" else None
         self.run_block: RunBlock = run_block  # how a block is called: checkpointing.py sets another
+        self.row_place, self.row_parts = 0, 1  # the part of each row that is given: sequence.py sets another
 
     def forward(
         self, input_ids_BT: Tensor, labels_BT: Tensor | None = None, documents_BT: Tensor | None = None
@@ -73,18 +74,22 @@ class GPT(nn.Module):
 
         documents_BT numbers the document of each token within its row, never falling (0, 1, 2, ...): attention does not
         leave a document and positions begin again at 0 in each. None: a row is one document."""
-        device, T, longest = input_ids_BT.device, input_ids_BT.shape[1], self.arch.max_positions
-        assert longest >= T, f"{T} tokens do not fit max_positions={longest}"
+        (B, T), device, longest = input_ids_BT.shape, input_ids_BT.device, self.arch.max_positions
+        row, first = T * self.row_parts, T * self.row_place
+        assert longest >= row, f"{row} tokens do not fit max_positions={longest}"
         x_BTC = self.embedding(input_ids_BT)
-        positions, documents = None, None
+        positions, documents = torch.arange(first, first + T, device=device), None
         if documents_BT is not None:
-            assert documents_BT.shape == input_ids_BT.shape, f"documents {documents_BT.shape} of {input_ids_BT.shape}"
-            starts_BT = document_starts(documents_BT)
-            positions = torch.arange(T, device=device) - starts_BT
-            documents = prepare_documents(starts_BT, self.arch, compute_dtype(x_BTC))
+            assert documents_BT.shape == (B, row), f"documents {documents_BT.shape} of {B} rows of {row}"
+            starts = document_starts(documents_BT)
+            positions = positions - starts[:, first : first + T]
+            documents = prepare_documents(starts, self.arch, compute_dtype(x_BTC))
         if self.positions is not None:
-            x_BTC = x_BTC + self.positions(torch.arange(T, device=device) if positions is None else positions)
-        rotation = None if self.rotary is None else self.rotary.rotation(T, device, positions)
+            x_BTC = x_BTC + self.positions(positions)
+        rotation = None
+        if self.rotary is not None:
+            is_whole = documents_BT is None and self.row_parts == 1
+            rotation = self.rotary.rotation(row, device, None if is_whole else positions)
         layout = Layout(rotation, documents)
         for index, block in enumerate(self.blocks):
             x_BTC = self.run_block(index, block, x_BTC, layout)

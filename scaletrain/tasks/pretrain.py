@@ -10,11 +10,13 @@ from torch import nn
 from scaletrain.config.architecture import Architecture
 from scaletrain.data.rows import IGNORED, Batch, Rows
 from scaletrain.data.shards import Split
+from scaletrain.model.attention import HeadExchange
 from scaletrain.model.checkpointing import apply_activation_checkpointing
 from scaletrain.model.compiling import compile_blocks
 from scaletrain.model.gpt import GPT
 from scaletrain.model.hf import load_weights
 from scaletrain.model.init import Gather, init_parameters
+from scaletrain.model.sequence import share_rows
 from scaletrain.tasks.scores.result import Scores
 from scaletrain.tasks.task import Evaluated, Prediction, Sums
 
@@ -41,10 +43,12 @@ class PretrainTask:
         init_from: Path | None = None,
         activation_checkpointing: str = "none",
         compiled: bool = False,
+        sequence: HeadExchange | None = None,
     ) -> None:
         self.architecture, self.data = architecture, data
         self._seed, self._init_from = seed, init_from
         self._activation_checkpointing, self._compiled = activation_checkpointing, compiled
+        self._sequence = sequence
 
     @property
     def metric_names(self) -> Sequence[str]:
@@ -55,6 +59,8 @@ class PretrainTask:
         apply_activation_checkpointing(model, self._activation_checkpointing)
         if self._compiled:
             compile_blocks(model)
+        if self._sequence is not None:
+            share_rows(model, self._sequence)
         return model
 
     def initialise(self, model: nn.Module, gather: Gather) -> None:

@@ -389,6 +389,14 @@ def test_a_batch_plan_multiplies_to_the_global_batch(
     assert plan.micro_batch * plan.accumulation * ranks == plan.global_batch
 
 
+def test_ranks_that_share_samples_read_as_one() -> None:
+    shared = recipe({"global_batch_size": 8, "micro_batch_size": 2, "sequence_parallel": 2})
+    assert batch_plan(shared, 4) == BatchPlan(8, 2, 2)
+    config = engine_config(shared, {}, ranks=4, precision="fp32")
+    sizes = ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps")
+    assert [config[name] for name in sizes] == [16, 2, 2], "DeepSpeed's own rule: the product with the 4 ranks"
+
+
 @pytest.mark.parametrize(
     ("train", "ranks", "line"),
     [
@@ -406,6 +414,16 @@ def test_a_batch_plan_multiplies_to_the_global_batch(
             {"global_batch_size": 2},
             4,
             "train.global_batch_size=2 is not a multiple of 4 ranks: use 4, or another number",
+        ),
+        (
+            {"global_batch_size": 8, "sequence_parallel": 3},
+            4,
+            "train.sequence_parallel=3 does not divide the number of ranks, 4: so many share each sample; start a",
+        ),
+        (
+            {"global_batch_size": 5, "sequence_parallel": 2},
+            4,
+            "train.global_batch_size=5 is not a multiple of 2 groups of 2 ranks: use 4 or 6, or another",
         ),
     ],
 )

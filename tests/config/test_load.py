@@ -150,6 +150,18 @@ def test_a_fault_of_yaml_is_one_line_with_the_place(tmp_path: Path, text: str, l
             ["train.compile=blocks", "train.activation_checkpointing=selective"],
             "operations that the compiler joins: use",
         ),
+        (
+            ["train.sequence_parallel=3"],
+            "is not a multiple of train.sequence_parallel=3: change one of them",
+        ),
+        (
+            ["train.sequence_parallel=2", "train.compile=blocks"],
+            "blocks that ranks exchange in cannot be compiled; set it to none",
+        ),
+        (
+            ["train.sequence_parallel=2", "data.source=huggingface"],
+            "with data.source=huggingface is not supported: prepare the text with `scaletrain prepare`",
+        ),
         (["train=5"], "train=5 should be a section"),
         (["optim.lr"], "override 'optim.lr' is not section.key=value: write it like optim.lr=1e-4"),
         (["optim..lr=1"], "override 'optim..lr=1' is not section.key=value"),

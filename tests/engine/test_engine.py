@@ -14,7 +14,7 @@ from scaletrain.engine.state import RunState
 from scaletrain.errors import CheckpointError
 from scaletrain.runtime import dist
 from tests.engine.tiny import TinyRows, TinyTask
-from tests.engine.training import OPTIM, engine_dict, largest_difference, train, train_plainly
+from tests.engine.training import OPTIM, engine_dict, largest_difference, share_of, train, train_plainly
 from tests.ranks import run_ranks
 
 STAGES = (0, 1, 2, 3)
@@ -81,13 +81,13 @@ def skipped_step(stage: int, precision: str) -> tuple[bool, bool, list[float]]:
     engine = Engine(task, engine_dict(stage, precision, dist.size()), OPTIM, torch.device("cpu"))
     per_rank = 8 // dist.size()
     batch = rows.fetch(torch.arange(per_rank).numpy() + per_rank * dist.rank())
-    before = evaluate(engine, task, rows, 4, None).scores.values["loss"]
+    before = evaluate(engine, task, rows, share_of(4), None).scores.values["loss"]
     task.poison = True
     bad = engine.train_step([batch], 0.1, 64)
     task.poison = False
-    after = evaluate(engine, task, rows, 4, None).scores.values["loss"]
+    after = evaluate(engine, task, rows, share_of(4), None).scores.values["loss"]
     good = engine.train_step([batch], 0.1, 64)
-    last = evaluate(engine, task, rows, 4, None).scores.values["loss"]
+    last = evaluate(engine, task, rows, share_of(4), None).scores.values["loss"]
     return bad.skipped, good.skipped, [before, after, last]
 
 
@@ -104,7 +104,7 @@ def test_a_step_that_is_not_finite_on_one_rank_is_skipped_by_all() -> None:
 
 def evaluations(batch_size: int, max_samples: int | None) -> float:
     engine = Engine(TinyTask(), engine_dict(3, "fp32", dist.size()), OPTIM, torch.device("cpu"))
-    return evaluate(engine, TinyTask(), TinyRows(21), batch_size, max_samples).scores.values["loss"]
+    return evaluate(engine, TinyTask(), TinyRows(21), share_of(batch_size), max_samples).scores.values["loss"]
 
 
 def test_evaluation_counts_each_sample_once_whatever_the_ranks_and_the_batch() -> None:

@@ -10,6 +10,7 @@ from torch import nn
 
 from scaletrain.config.schema import Optim
 from scaletrain.data.order import Order, Share
+from scaletrain.data.rows import RowPart
 from scaletrain.engine import checkpoint
 from scaletrain.engine.checkpoint import Identity
 from scaletrain.engine.engine import Engine
@@ -20,11 +21,11 @@ from scaletrain.runtime import dist
 from scaletrain.tasks.task import Task
 
 
-def engine_dict(stage: int, precision: str, ranks: int, accumulation: int = 1) -> dict[str, Any]:
-    """A DeepSpeed config for batches of 8 samples."""
+def engine_dict(stage: int, precision: str, ranks: int, accumulation: int = 1, sharing: int = 1) -> dict[str, Any]:
+    """A DeepSpeed config for batches of 8 samples, of which `sharing` ranks share each."""
     return {
-        "train_batch_size": 8,
-        "train_micro_batch_size_per_gpu": 8 // ranks // accumulation,
+        "train_batch_size": 8 * sharing,
+        "train_micro_batch_size_per_gpu": 8 * sharing // ranks // accumulation,
         "gradient_accumulation_steps": accumulation,
         "gradient_clipping": 0.5,
         "bf16": {"enabled": precision == "bf16"},
@@ -50,12 +51,14 @@ def train(
     save_at: int | None = None,
     root: Path | None = None,
     resume: bool = False,
+    sharing: int = 1,
     optim: Optim = OPTIM,
 ) -> list[float]:
-    """Losses of steps (first..steps) with this stage on however many ranks there are; saves or resumes below `root`."""
-    share = Share(dist.rank(), dist.size(), 8 // dist.size() // accumulation, accumulation)
-    config = engine_dict(stage, precision, dist.size(), accumulation) | {"gradient_clipping": optim.grad_clip}
-    engine = Engine(task, config, optim, torch.device("cpu"))
+    """Losses of steps (first..steps) with this stage on however many ranks there are, of which `sharing` share each
+    sample; saves or resumes below `root`."""
+    config = engine_dict(stage, precision, dist.size(), accumulation, sharing)
+    share = share_of(config["train_micro_batch_size_per_gpu"], accumulation, sharing)
+    engine = Engine(task, config | {"gradient_clipping": optim.grad_clip}, optim, torch.device("cpu"))
     state, losses, rows = RunState(), [], task.rows("train")
     identity = Identity(layout={"zero_stage": stage}, model={}, data={})
     if resume:
@@ -63,7 +66,7 @@ def train(
         state = resumed(engine, root)
     order = Order(np.array([len(rows)]), seed=1)
     while state.step < steps:
-        batches = [rows.fetch(ids) for ids in share.of(order.ids(state.samples_seen, 8))]
+        batches = [share.part.of(rows.fetch(ids)) for ids in share.of(order.ids(state.samples_seen, 8))]
         (weight,) = dist.sum_integers([sum(map(task.weight, batches))])
         losses.append(engine.train_step(batches, lr_at(state.step, optim, TOTAL_STEPS), weight).loss())
         state = state.advance(8, weight)
@@ -71,6 +74,13 @@ def train(
             assert root is not None
             checkpoint.finish(checkpoint.begin(root, engine, state, identity, {}))
     return losses
+
+
+def share_of(micro_batch: int, accumulation: int = 1, sharing: int = 1) -> Share:
+    """What this rank reads."""
+    rank, ranks = dist.rank(), dist.size()
+    part = RowPart(rank % sharing, sharing)
+    return Share(rank // sharing, ranks // sharing, micro_batch, accumulation, part)
 
 
 def resumed(engine: Engine, root: Path) -> RunState:

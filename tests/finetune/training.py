@@ -83,4 +83,4 @@ def weights(engine: Engine) -> dict[str, torch.Tensor]:
 
 def evaluated(trained: Trained, batch_size: int) -> Evaluation:
     held_out: Any = trained.job.data.validation
-    return evaluate(trained.engine, trained.task, held_out, batch_size, None)
+    return evaluate(trained.engine, trained.task, held_out, Share(dist.rank(), dist.size(), batch_size, 1), None)
