@@ -128,7 +128,7 @@ def accumulate() -> list[float]:
 @pytest.fixture(scope="module")
 def on_two(tmp_path_factory: pytest.TempPathFactory):  # type: ignore[no-untyped-def]
     root = tmp_path_factory.mktemp("muon")
-    return root, run_ranks(train_each, 2, str(root))[0]
+    return root, run_ranks(train_each, 2, str(root), seconds=400)[0]
 
 
 def test_two_ranks_learn_at_every_stage_what_a_plain_loop_learns(on_two) -> None:  # type: ignore[no-untyped-def]
@@ -149,7 +149,7 @@ def test_a_resume_on_the_same_ranks_at_the_same_stage_goes_on_to_the_bit(on_two)
 
 def test_a_resume_on_one_rank_at_another_stage_goes_on_from_the_same_state(on_two) -> None:  # type: ignore[no-untyped-def]
     root, whole = on_two
-    for case, losses in run_ranks(resume_at_another_stage, 1, str(root))[0].items():
+    for case, losses in run_ranks(resume_at_another_stage, 1, str(root), seconds=400)[0].items():
         difference = largest_difference(losses, whole[case][0][10:])
         print(f"stage {case[0]} to the next, {case[1]}: largest difference {difference:.1e}")
         assert difference < BOUNDS[case[1]], case
