@@ -95,6 +95,7 @@ class Settled:
             layout={"ranks": self.world.size, "zero_stage": self.zero_stage, "precision": self.launch.precision},
             model=self.job.identity,
             data=self.job.data.identity(),
+            optimizer={"optim.name": self.recipe.optim.name},
         )
 
 

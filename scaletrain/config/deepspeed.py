@@ -35,13 +35,14 @@ SHARED = {
     "optimizer.params.eps": "optim.eps",
     "optimizer.params.weight_decay": "optim.weight_decay",
 }
+_OPTIMIZER = "optim.name and its section decide the optimizer"
 # Keys of DeepSpeed that this trainer would not follow: the values that do no harm, and who decides.
 DECIDED_ELSEWHERE: dict[str, tuple[tuple[Any, ...], str]] = {
-    "optimizer.type": (("adam", "Adam", "adamw", "AdamW"), "the optimizer is AdamW, set by optim.*"),
-    "optimizer.legacy_fusion": ((False,), "the optimizer is AdamW, set by optim.*"),
+    "optimizer.type": (("adam", "Adam", "adamw", "AdamW", "muon", "Muon"), _OPTIMIZER),  # see _optimizer_problems
+    "optimizer.legacy_fusion": ((False,), _OPTIMIZER),
     "optimizer.params.torch_adam": ((True, False), ""),
-    "optimizer.params.adam_w_mode": ((True,), "the optimizer is AdamW, set by optim.*"),
-    "optimizer.params.bias_correction": ((True,), "the optimizer is AdamW, set by optim.*"),
+    "optimizer.params.adam_w_mode": ((True,), _OPTIMIZER),
+    "optimizer.params.bias_correction": ((True,), _OPTIMIZER),
     "torch_autocast.enabled": ((False,), "train.precision decides"),
     "activation_checkpointing.partition_activations": ((False,), "train.activation_checkpointing decides"),
     "activation_checkpointing.cpu_checkpointing": ((False,), "train.activation_checkpointing decides"),
@@ -138,7 +139,7 @@ def settle(recipe: R, preset: dict[str, Any]) -> R:
     "auto" or absent: the recipe decides. ConfigError with every contradiction: both set and different, or a key that
     this trainer would not follow.
     """
-    problems = [*_not_followed(preset), *_zero_problems(preset)]
+    problems = [*_not_followed(preset), *_zero_problems(preset), *_optimizer_problems(recipe.optim.name, preset)]
     says = {
         key: (f"{name}={shown(value)}", value)
         for name, key in SHARED.items()
@@ -180,7 +181,7 @@ def _not_followed(preset: dict[str, Any]) -> Iterator[str]:
         name = f"optimizer.params.{key}"
         value = _at(preset, name)
         if value is not None and name not in SHARED and name not in DECIDED_ELSEWHERE:
-            yield f"{name}={shown(value)} is not followed: {DECIDED_ELSEWHERE['optimizer.type'][1]}; remove the key"
+            yield f"{name}={shown(value)} is not followed: {_OPTIMIZER}; remove the key"
     if schedule := without_auto(preset.get("scheduler") or {}):
         value = schedule.get("type", schedule)
         yield f"scheduler={shown(value)} is not followed: optim.schedule and optim.warmup_steps decide; remove it"
@@ -205,6 +206,17 @@ def _zero_problems(preset: dict[str, Any]) -> Iterator[str]:
         yield "zero_optimization.offload_optimizer has no effect at stage 0: set zero_optimization.stage to 1, 2 or 3"
     if stage < 3 and offloads_parameters(preset):
         yield f"zero_optimization.offload_param has no effect at stage {stage}: set zero_optimization.stage to 3"
+
+
+def _optimizer_problems(name: str, preset: dict[str, Any]) -> Iterator[str]:
+    said = _at(preset, "optimizer.type")
+    if said in DECIDED_ELSEWHERE["optimizer.type"][0] and (said in ("muon", "Muon")) != (name == "muon"):
+        yield f"optimizer.type={said} in this file, but optim.name={name} in the recipe: remove the first or change one"
+    if name == "muon" and offloads_optimizer(preset):
+        yield (
+            "optim.name=muon with zero_optimization.offload_optimizer is not done: the CPU would make the updates "
+            "orthogonal; remove offload_optimizer, or use optim.name=adamw"
+        )
 
 
 def _precision(preset: dict[str, Any], mine: Precision | None) -> dict[str, tuple[str, Precision]]:

@@ -177,12 +177,24 @@ def _shared_problems(recipe: AnyRecipe) -> list[str]:
             f"optim.decay_ratio={recipe.optim.decay_ratio} has no effect with optim.schedule={recipe.optim.schedule}: "
             "remove it or set optim.schedule=wsd"
         )
+    found += _optimizer_problems(recipe)
     if recipe.evaluate.patience is not None and recipe.checkpoint.best_metric is None:
         found.append(
             f"evaluate.patience={recipe.evaluate.patience} waits for a better checkpoint.best_metric, which is not "
             "set: set it, or remove patience"
         )
     return found
+
+
+def _optimizer_problems(recipe: AnyRecipe) -> Iterator[str]:
+    optim, default = recipe.optim, type(recipe.optim)()
+    if optim.name != "muon":
+        for name in ("muon_momentum", "muon_nesterov", "muon_ns_steps"):
+            if (value := getattr(optim, name)) != getattr(default, name):
+                yield (
+                    f"optim.{name}={shown(value)} has no effect with optim.name={optim.name}: remove it or set "
+                    "optim.name=muon"
+                )
 
 
 def _pretraining_problems(recipe: Recipe) -> list[str]:

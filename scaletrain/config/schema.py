@@ -238,10 +238,20 @@ class Optim(Section):
     """Linear warm-up; default: 1% of the run, at least 10 steps (or the whole run if it is shorter)."""
     decay_ratio: Annotated[Real, Field(gt=0, le=1)] = 0.2
     """wsd: share of the run spent in the final decay."""
+    name: Literal["adamw", "muon"] = "adamw"
+    """muon: the matrices of the layers by momentum that is made orthogonal (Jordan et al. 2024), all else by AdamW. Its
+    updates are as large as AdamW's (Liu et al. 2025), so that lr and weight_decay carry over."""
     betas: tuple[Annotated[Real, Field(ge=0, lt=1)], Annotated[Real, Field(ge=0, lt=1)]] = (0.9, 0.95)
     eps: Annotated[Real, Field(gt=0)] = 1e-8
     weight_decay: Annotated[Real, Field(ge=0)] = 0.1
     """Applied to weight matrices only: never to norms, biases or embeddings."""
+    muon_momentum: Annotated[Real, Field(ge=0, lt=1)] = 0.95
+    """muon: share of the momentum that stays at each step."""
+    muon_nesterov: bool = True
+    """muon: the update looks one step of the momentum ahead."""
+    muon_ns_steps: Annotated[Positive, Field(le=20)] = 5
+    """muon: Newton-Schulz iterations that make an update orthogonal, in bfloat16 where the run trains in it, else in
+    float32."""
     grad_clip: Annotated[Real, Field(ge=0)] = 1.0
     """Global gradient norm above which gradients are scaled down; 0: off."""
 

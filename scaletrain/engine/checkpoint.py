@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -23,6 +23,7 @@ from scaletrain.runtime.files import hash_file, sync_folder, write_json, write_w
 
 FORMAT = 3
 _ADDABLE = "source "  # parts of a mixture: they may come and go at a resume, but never change
+_FIRST_OPTIMIZER = {"optim.name": "adamw"}  # of checkpoints that do not say
 SELF = "manifest_xxh3_128"  # the manifest's key for the hash of all its other values
 BEST = "best"
 
@@ -45,15 +46,17 @@ class Identity:
     """What a checkpoint belongs to. A run may only resume from one of the same identity.
 
     `layout` tells how the state was held (ranks, ZeRO stage, precision) and may change; `model` is the architecture,
-    `data` what decides which samples are read (dataset and tokenizer fingerprints, context length, seed, shuffle).
+    `data` what decides which samples are read (dataset and tokenizer fingerprints, context length, seed, shuffle),
+    `optimizer` which one it is: another has other moments.
     """
 
     layout: Mapping[str, Any]
     model: Mapping[str, Any]
     data: Mapping[str, Any]
+    optimizer: Mapping[str, Any] = field(default_factory=lambda: dict(_FIRST_OPTIMIZER))
 
     def to_dict(self) -> dict[str, Any]:
-        return {"layout": dict(self.layout), "model": dict(self.model), "data": dict(self.data)}
+        return {name: dict(getattr(self, name)) for name in ("layout", "model", "data", "optimizer")}
 
 
 @dataclass(frozen=True)
@@ -394,6 +397,8 @@ def check_identity(found: Found, identity: Identity) -> None:
     rules = {
         "model": "the model changed: resume with the recipe that began the run, or choose a new run.dir",
         "data": "the data changed: resume with the dataset that began the run, or choose a new run.dir",
+        "optimizer": "the optimizer changed, and has other moments: resume with the one that began the run, or choose "
+        "a new run.dir",
     }
     for part, remedy in rules.items():
         if changed := _differences(found, identity, part):
@@ -406,5 +411,6 @@ def changed_layout(found: Found, identity: Identity) -> str | None:
 
 
 def _differences(found: Found, identity: Identity, part: str) -> list[str]:
-    before, now = found.manifest[part], json.loads(json.dumps(identity.to_dict()[part]))
+    before = {"optimizer": _FIRST_OPTIMIZER, **found.manifest}[part]
+    now = json.loads(json.dumps(identity.to_dict()[part]))
     return [f"{k} was {before.get(k)}, is {now.get(k)}" for k in changed_keys(before, now)]

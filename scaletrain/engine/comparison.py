@@ -149,6 +149,6 @@ def _differing(one: State, other: State) -> list[str]:
     """The kinds of two states that are not the same, with both values; one that was not recorded is never the same."""
     return [
         f"{kind} {one.get(kind, 'none recorded')} and {other.get(kind, 'none recorded')}"
-        for kind in KINDS
+        for kind in dict.fromkeys((*KINDS, *one, *other))
         if kind not in one or one[kind] != other.get(kind)
     ]

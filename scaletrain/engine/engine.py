@@ -14,14 +14,13 @@ import torch
 from pydantic import ValidationError
 from torch import nn
 
-from scaletrain.config.deepspeed import offloads_optimizer
 from scaletrain.config.schema import Optim
 from scaletrain.data.rows import Batch
 from scaletrain.engine import digest, fragments, state_files
+from scaletrain.engine.optimizer import build_optimizer, forget_first_step, place_matrices
 from scaletrain.engine.timing import DeviceTime
 from scaletrain.errors import CheckpointError, ConfigError
 from scaletrain.model.init import whole_parameter
-from scaletrain.optim.groups import parameter_groups
 from scaletrain.runtime import dist, pulse
 from scaletrain.tasks.task import Evaluated, Task
 
@@ -54,6 +53,7 @@ class Engine:
 
     def __init__(self, task: Task, config: dict[str, Any], optim: Optim, device: torch.device) -> None:
         self._task, self._device = task, device
+        self._kinds = fragments.KINDS_OF[optim.name]
         self._zero_stage = int(config["zero_optimization"]["stage"])
         self._accumulation = int(config["gradient_accumulation_steps"])
         # At stage 0 in float32 DeepSpeed applies gradients that are not finite and tells no norm: we clip and skip.
@@ -170,7 +170,7 @@ class Engine:
 
         def write(folder: Path) -> tuple[dict[str, tuple[int, str]], digest.Sums]:
             with ThreadPoolExecutor(1, "digest") as beside:  # the other thread waits for the disk
-                sums = beside.submit(digest.sums, entries)
+                sums = beside.submit(digest.sums, entries, self._kinds)
                 files = {name: state_files.write_entries(folder / name, entries, metadata)}
                 return files, {**sums.result(), digest.STEP: sum_of_steps}
 
@@ -180,7 +180,7 @@ class Engine:
         """The pieces' weights and moments, as the optimizer holds them."""
         return [
             state_files.Entry(kind, piece.name, piece.start, values)
-            for kind in fragments.KINDS
+            for kind in self._kinds
             for piece in held
             if (values := fragments.values(self._engine, piece, kind)) is not None
         ]
@@ -217,7 +217,7 @@ class Engine:
                     )
             fragments.begin_state(self._engine, held, saved.steps)
             for piece in held:
-                for kind in fragments.KINDS:
+                for kind in self._kinds:
                     values = fragments.values(self._engine, piece, kind)
                     if values is not None and (kind == fragments.WEIGHT or piece.name in saved.steps):
                         saved.fill(kind, piece.name, piece.start, values)
@@ -226,7 +226,7 @@ class Engine:
         return self._prove_loaded(held, stored, folder) if stored is not None else None
 
     def _prove_loaded(self, held: list[fragments.Piece], stored: Mapping[str, str], folder: Path) -> dict[str, str]:
-        found = digest.sums(self._entries(held))
+        found = digest.sums(self._entries(held), self._kinds)
         found[digest.STEP] = digest.sum_of_steps(held, fragments.steps(self._engine, held))
         if self._zero_stage != 0:  # there each rank holds all of it, and proves all
             found = dict(zip(found, dist.sum_modulo(list(found.values())), strict=True))
@@ -275,23 +275,16 @@ def _initialize(task: Task, config: dict[str, Any], optim: Optim, device: torch.
         model = task.build_model()
     task.initialise(model, _gather_partitioned if stage3 else whole_parameter)
     buffers = {name: buffer.clone() for name, buffer in model.named_buffers() if buffer.is_floating_point()}
-    groups = parameter_groups(model, optim.weight_decay, task.learning_rate_scale)
-    for group in groups:
-        del group["param_names"]
-    engine, *_ = deepspeed.initialize(model=model, optimizer=_optimizer(groups, config, optim), config=config)
-    _forget_first_step(engine.basic_optimizer)
+    optimizer = build_optimizer(task, model, config, optim)
+    config = {
+        **config,
+        "zero_allow_untested_optimizer": optim.name != "adamw",
+    }  # by DeepSpeed; tests/engine/test_muon.py
+    engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=config)
+    forget_first_step(engine.basic_optimizer)
+    place_matrices(engine, config["zero_optimization"]["stage"])
     _restore_buffers(engine.module, buffers)
     return engine
-
-
-def _optimizer(groups: list[dict[str, Any]], config: dict[str, Any], optim: Optim) -> torch.optim.Optimizer:
-    # lr is set before each step. It must be 0 until then: DeepSpeed takes a step on zero gradients at some stages.
-    settings: dict[str, Any] = {"lr": 0.0, "betas": optim.betas, "eps": optim.eps}
-    if offloads_optimizer(config):
-        from deepspeed.ops.adam import DeepSpeedCPUAdam  # compiled at first use, about a minute
-
-        return DeepSpeedCPUAdam(groups, adamw_mode=True, **settings)  # type: ignore[no-any-return]
-    return torch.optim.AdamW(groups, fused=True, **settings)
 
 
 def _restore_buffers(module: nn.Module, buffers: Mapping[str, torch.Tensor]) -> None:
@@ -303,16 +296,6 @@ def _restore_buffers(module: nn.Module, buffers: Mapping[str, torch.Tensor]) -> 
         rounded = held[leaf]
         assert rounded is not None
         held[leaf] = whole.to(rounded.device)
-
-
-def _forget_first_step(optimizer: torch.optim.Optimizer) -> None:
-    """Undoes DeepSpeed's step on zero gradients: with lr 0 it only moved Adam's counter, by one, at bf16 stage 0
-    (fp16/unfused_optimizer.py, initialize_optimizer_states); left so, losses differ by 0.15 after 20 steps."""
-    for state in optimizer.state.values():
-        if isinstance(state.get("step"), torch.Tensor):
-            state["step"].zero_()
-        elif "step" in state:
-            state["step"] = 0
 
 
 @contextmanager

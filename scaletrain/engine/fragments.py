@@ -12,8 +12,11 @@ from typing import Any
 import torch
 from torch import nn
 
-WEIGHT, MOMENTS = "weight", ("exp_avg", "exp_avg_sq")
+from scaletrain.optim.muon import Muon
+
+WEIGHT, MOMENTS, MOMENTUM = "weight", ("exp_avg", "exp_avg_sq"), "momentum_buffer"
 KINDS = (WEIGHT, *MOMENTS)
+KINDS_OF = {"adamw": KINDS, "muon": (*KINDS, MOMENTUM)}  # of the optimizers by name
 _SCALER = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")
 
 
@@ -72,6 +75,14 @@ def _partitioned(engine: Any, names: dict[nn.Parameter, str]) -> Iterator[Piece]
             yield Piece(names[parameter], start, numel, zero.fp32_partitioned_groups_flat[number], offset)
 
 
+def owners(engine: Any, stage: int) -> list[torch.Tensor]:
+    """The tensors that this rank's optimizer holds; as many on each rank, also where no piece of a model is in one."""
+    if stage == 0:
+        return list(dict.fromkeys(piece.owner for piece in pieces(engine, stage)))
+    zero = engine.optimizer
+    return list(zero.fp32_partitioned_groups_flat if stage == 3 else zero.single_partition_of_fp32_groups)
+
+
 def share(held: Iterable[Piece], rank: int, ranks: int) -> list[Piece]:
     """An equal part for each rank of pieces that all ranks hold: rank by rank they make up the whole."""
     held = list(held)
@@ -93,7 +104,7 @@ def values(engine: Any, piece: Piece, kind: str) -> torch.Tensor | None:
 
 
 def steps(engine: Any, held: Iterable[Piece]) -> dict[str, int]:
-    """Adam's step counter by parameter name, of those that have one."""
+    """The optimizer's step counter by parameter name, of those that have one."""
     counts = {}
     for piece in held:
         if (count := engine.basic_optimizer.state.get(piece.owner, {}).get("step")) is not None:
@@ -114,7 +125,8 @@ def begin_state(engine: Any, held: Iterable[Piece], counts: dict[str, int]) -> N
         state = optimizer.state[piece.owner]
         if piece.name not in counts:
             continue
-        for kind in MOMENTS:
+        turned = isinstance(optimizer, Muon) and piece.name in optimizer.shapes
+        for kind in (MOMENTUM,) if turned else MOMENTS:
             if kind not in state:
                 state[kind] = torch.zeros_like(piece.owner, dtype=torch.float32, requires_grad=False)
         count = counts[piece.name]

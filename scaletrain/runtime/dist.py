@@ -123,6 +123,14 @@ def sum_tensors(tensor: torch.Tensor) -> torch.Tensor:
     return tensor
 
 
+def exchange(values: torch.Tensor, sent: Sequence[int], received: Sequence[int]) -> torch.Tensor:
+    """Sends each rank its elements of the flat `values`, sent[r] of them to rank r in turn, and returns what the ranks
+    sent here, received[r] from rank r. On the tensor's device; all ranks call it."""
+    arrived = values.new_empty(sum(received))
+    dist.all_to_all_single(arrived, values, list(received), list(sent))
+    return arrived
+
+
 def gather(value: Any) -> list[Any]:
     """What each rank holds, in rank order; pickled."""
     if size() == 1:

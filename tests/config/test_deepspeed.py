@@ -294,9 +294,9 @@ def test_a_contradicting_precision_is_refused(preset: dict[str, Any], mine: str 
     [
         (
             {"optimizer": {"type": "Lamb"}},
-            "optimizer.type=Lamb is not followed: the optimizer is AdamW, set by optim.*",
+            "optimizer.type=Lamb is not followed: optim.name and its section decide the optimizer",
         ),
-        ({"optimizer": {"params": {"momentum": 0.9}}}, "optimizer.params.momentum=0.9 is not followed: the optimizer"),
+        ({"optimizer": {"params": {"momentum": 0.9}}}, "optimizer.params.momentum=0.9 is not followed: optim.name and"),
         ({"optimizer": {"params": {"adam_w_mode": False}}}, "optimizer.params.adam_w_mode=false is not followed"),
         ({"scheduler": {"type": "WarmupLR"}}, "scheduler=WarmupLR is not followed: optim.schedule and optim.warmup_st"),
         ({"scheduler": {"params": {"warmup_num_steps": 5}}}, "scheduler={"),
@@ -357,6 +357,22 @@ def test_a_contradicting_precision_is_refused(preset: dict[str, Any], mine: str 
 def test_what_the_trainer_would_not_follow_is_refused(preset: dict[str, Any], line: str) -> None:
     check_keys(preset, "my.json")
     assert line in refusal(preset)
+
+
+def test_an_optimizer_type_that_is_not_the_recipes_is_refused() -> None:
+    adamw, muon = recipe(), recipe(optim={"name": "muon"})
+    line = "optimizer.type=Muon in this file, but optim.name=adamw in the recipe: remove the first or change one"
+    assert line in refusal({"optimizer": {"type": "Muon"}}, adamw)
+    assert "optimizer.type=AdamW in this file, but optim.name=muon" in refusal({"optimizer": {"type": "AdamW"}}, muon)
+    assert settle(muon, {"optimizer": {"type": "Muon", "params": {"lr": 0.5}}}).optim.lr == 0.5
+
+
+@pytest.mark.parametrize("stage", [1, 2, 3])
+def test_muon_is_not_offloaded(stage: int) -> None:
+    offloaded = {"zero_optimization": {"stage": stage, "offload_optimizer": {"device": "cpu"}}}
+    line = "optim.name=muon with zero_optimization.offload_optimizer is not done: the CPU would make the updates orth"
+    assert line in refusal(offloaded, recipe(optim={"name": "muon"}))
+    assert settle(recipe(), offloaded) == recipe()
 
 
 # --- what DeepSpeed gets

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -187,6 +188,11 @@ def test_a_wrong_latest_does_not_mislead_a_resume(tmp_path: Path, latest: str | 
     ("part", "values", "message"),
     [
         ("model", {"num_layers": 3}, "num_layers was 2, is 3: the model changed: resume with the recipe"),
+        (
+            "optimizer",
+            {"optim.name": "muon"},
+            "optim.name was adamw, is muon: the optimizer changed, and has other mom",
+        ),
         ("data", {"dataset": "xyz"}, "dataset was abc, is xyz: the data changed: resume with the dataset"),
     ],
 )
@@ -199,6 +205,16 @@ def test_another_model_or_dataset_is_refused_by_name(
     checkpoint.check_identity(found, IDENTITY)
     with pytest.raises(CheckpointError, match=message):
         checkpoint.check_identity(found, Identity(**{**IDENTITY.to_dict(), part: values}))
+
+
+def test_a_checkpoint_that_names_no_optimizer_is_of_adamw(tmp_path: Path) -> None:
+    save(tmp_path, 5)
+    found, _ = newest(tmp_path)
+    assert found is not None
+    assert found.manifest.pop("optimizer") == {"optim.name": "adamw"}
+    checkpoint.check_identity(found, IDENTITY)
+    with pytest.raises(CheckpointError, match="optim.name was adamw, is muon: the optimizer changed"):
+        checkpoint.check_identity(found, replace(IDENTITY, optimizer={"optim.name": "muon"}))
 
 
 def test_another_format_is_refused(tmp_path: Path) -> None:

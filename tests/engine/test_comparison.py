@@ -85,6 +85,13 @@ def test_the_kinds_of_a_state_that_was_not_loaded_as_saved_are_named() -> None:
         assert (found.agrees, found.text) == (False, f"state loaded is not as saved at step 2: {text}")
 
 
+def test_a_kind_that_only_another_optimizer_has_is_compared_too() -> None:
+    with_momentum = replace(ONE, states={2: {**STATE, "momentum_buffer": "0e"}})
+    found = compare_loaded(with_momentum, replace(ONE, loaded={2: {**STATE, "momentum_buffer": "ff"}}), 2)
+    assert found.text == "state loaded is not as saved at step 2: momentum_buffer 0e and ff"
+    assert not compare_loaded(with_momentum, replace(ONE, loaded={2: STATE}), 2).agrees
+
+
 def test_a_digest_that_was_recorded_on_neither_side_is_no_proof() -> None:
     none = replace(ONE, states={}, loaded={})
     assert not compare_loaded(none, none, 2).agrees

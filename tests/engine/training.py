@@ -52,12 +52,13 @@ def train(
     root: Path | None = None,
     resume: bool = False,
     sharing: int = 1,
+    optim: Optim = OPTIM,
 ) -> list[float]:
     """Losses of steps (first..steps) with this stage on however many ranks there are, of which `sharing` share each
     sample; saves or resumes below `root`."""
     config = engine_dict(stage, precision, dist.size(), accumulation, sharing)
     share = share_of(config["train_micro_batch_size_per_gpu"], accumulation, sharing)
-    engine = Engine(task, config, OPTIM, torch.device("cpu"))
+    engine = Engine(task, config | {"gradient_clipping": optim.grad_clip}, optim, torch.device("cpu"))
     state, losses, rows = RunState(), [], task.rows("train")
     identity = Identity(layout={"zero_stage": stage}, model={}, data={})
     if resume:
@@ -67,7 +68,7 @@ def train(
     while state.step < steps:
         batches = [share.part.of(rows.fetch(ids)) for ids in share.of(order.ids(state.samples_seen, 8))]
         (weight,) = dist.sum_integers([sum(map(task.weight, batches))])
-        losses.append(engine.train_step(batches, lr_at(state.step, OPTIM, TOTAL_STEPS), weight).loss())
+        losses.append(engine.train_step(batches, lr_at(state.step, optim, TOTAL_STEPS), weight).loss())
         state = state.advance(8, weight)
         if state.step == save_at:
             assert root is not None

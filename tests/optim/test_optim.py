@@ -4,11 +4,14 @@ import itertools
 import math
 
 import pytest
+import torch
 from torch import nn
 
 from scaletrain.config.schema import Optim
+from scaletrain.model.gpt import GPT
 from scaletrain.optim.groups import parameter_groups
 from scaletrain.optim.schedule import lr_at, warmup_steps
+from tests.model.tiny import KINDS
 
 
 def rates(total: int, **fields: object) -> list[float]:
@@ -64,6 +67,49 @@ def test_only_matrices_that_are_no_embedding_decay() -> None:
         ("decay", 0.1, ["linear.weight"]),
         ("no_decay", 0.0, ["embedding.weight", "norm.weight", "norm.bias", "linear.bias"]),
     ]
+
+
+class Layered(Tied):
+    """A stack as in transformers' models: a matrix, what adapters add to one, a small embedding and a vector."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.positions = nn.Parameter(torch.zeros(6, 4))
+        self.layers = nn.ModuleList([nn.ModuleDict({"up": nn.Linear(4, 8), "bias": nn.Embedding(3, 2)})])
+        self.layers[0].register_parameter("ia3", nn.Parameter(torch.ones(8, 1)))
+        self.layers[0].register_parameter("experts", nn.Parameter(torch.ones(2, 4, 4)))
+        self.classifier = nn.Linear(4, 2)
+
+
+def test_muon_takes_the_matrices_of_the_layers_and_nothing_else() -> None:
+    groups = parameter_groups(Layered(), 0.1, muon=True)
+    assert [(g["name"], g["weight_decay"], g["param_names"]) for g in groups] == [
+        (
+            "decay",
+            0.1,
+            ["positions", "linear.weight", "layers.0.ia3", "layers.0.experts", "classifier.weight"],
+        ),
+        (
+            "no_decay",
+            0.0,
+            [
+                *("embedding.weight", "norm.weight", "norm.bias", "linear.bias"),
+                *("layers.0.up.bias", "layers.0.bias.weight", "classifier.bias"),
+            ],
+        ),
+        ("orthogonal", 0.1, ["layers.0.up.weight"]),
+    ]
+
+
+def test_muon_takes_those_of_every_family_and_keeps_the_learning_rates_of_the_layers() -> None:
+    scale = lambda name: 0.5 if ".0." in name else 1.0  # noqa: E731
+    for kind, arch in KINDS.items():
+        model = GPT(arch)
+        groups = parameter_groups(model, 0.1, scale, muon=True)
+        found = {name: g for g in groups if g["name"] == "orthogonal" for name in g["param_names"]}
+        matrices = [n for n, p in model.named_parameters() if n.startswith("blocks.") and p.ndim == 2]
+        assert sorted(found) == sorted(matrices) and len(matrices) >= 4, kind
+        assert all(group["lr_scale"] == scale(name) for name, group in found.items())
 
 
 def test_frozen_parameters_are_in_no_group() -> None:
