@@ -31,6 +31,7 @@ ABOUT = {
     "step_overhead": "What the engine costs beside a bare loop",
     "kernels": "Operations against their roofline",
     "scaling": "Ranks, contexts and depths",
+    "switches": "What the switches for speed and memory do to the loss",
 }
 
 

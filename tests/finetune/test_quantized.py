@@ -12,9 +12,7 @@ from tests.finetune.conftest import Write
 pytest.importorskip("bitsandbytes")
 
 
-def test_a_quantized_base_trains_an_adapter_and_a_whole_head(write: Write, models: Path) -> None:
-    from scaletrain.model.network import load_quantized, read_config
-
+def test_a_quantized_base_trains_an_adapter_and_a_whole_head(models: Path) -> None:
     changes = {"num_labels": 3, "pad_token_id": 0}
     model = load_quantized(
         read_config(models / "bert", changes), "sequence", models / "bert", "8bit", torch.bfloat16, 7
