@@ -2,8 +2,8 @@
 
     python benchmarks/plan_memory.py [--only TEXT] [--output benchmarks/results/NAME.json]
 
-Each case trains three steps on random tokens in new processes (rank_memory.py), writes a checkpoint from a copy and
-trains on. Memory: the most that a rank holds above what it holds with all libraries loaded; on a CPU resident, on a GPU
+Each case trains two steps on random tokens in new processes (rank_memory.py), writes a checkpoint from a copy and takes
+one more. Memory: the most that a rank holds above what it holds with all libraries loaded; on a CPU resident, on a GPU
 torch's allocator. Bytes sent: counted from the tensors of torch's collectives (traffic.py), two ranks.
 """
 
@@ -19,8 +19,9 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.rank_memory import load_libraries, run_ranks
 from benchmarks.rank_steps import Steps, read_preset
-from benchmarks.record import last_line_of, save
+from benchmarks.record import save
 from benchmarks.traffic import sent
 from scaletrain.planner.communication import sent_bytes
 from scaletrain.planner.memory import Memory, memory_of
@@ -28,7 +29,7 @@ from scaletrain.planner.workload import Workload
 from scaletrain.planner.zero import read_zero
 
 # Layers, heads, width, vocabulary, tokens of a sample, samples: 8, 23 and 55 million parameters.
-SIZES = {"small": (4, 6, 384, 2048, 256, 4), "medium": (7, 8, 512, 4096, 256, 4), "large": (8, 12, 768, 8192, 256, 4)}
+SIZES = {"small": (4, 6, 384, 2048, 128, 2), "medium": (7, 8, 512, 4096, 128, 2), "large": (8, 12, 768, 8192, 128, 2)}
 MODES = ("none", "full", "selective", "every_2")
 
 
@@ -39,14 +40,14 @@ def cases() -> Iterator[tuple[str, Steps, int]]:
         for size, (layers, heads, hidden, vocab, context, samples) in SIZES.items():
             for stage in range(4):
                 mode, ranks = MODES[number % 4], 2 if size == "medium" else 1
-                steps = Steps(layers, heads, hidden, vocab, context, samples, stage, 3, family, mode)
+                steps = Steps(layers, heads, hidden, vocab, context, samples, stage, 2, family, mode)
                 yield _named(size, steps, ranks)
                 number += 1
     layers, heads, hidden, vocab, context, samples = SIZES["medium"]
-    base = Steps(layers, heads, hidden, vocab, context, samples, 1, 3, "gpt2", "none")
+    base = Steps(layers, heads, hidden, vocab, context, samples, 1, 2, "gpt2", "none")
     for stage in range(4):
         yield _named("medium", replace(base, stage=stage, precision="fp32"), 2)
-        yield _named("medium", replace(base, stage=stage, reduce_bucket=4_000_000, samples=8), 2)
+        yield _named("medium", replace(base, stage=stage, reduce_bucket=4_000_000, samples=16), 2)
 
 
 def _named(size: str, steps: Steps, ranks: int) -> tuple[str, Steps, int]:
@@ -70,17 +71,9 @@ def planned(steps: Steps, ranks: int) -> tuple[Workload, Memory]:
     return work, memory_of(work)
 
 
-def measured(steps: Steps, ranks: int) -> dict[str, Any]:
-    launch = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}", "-m"] if ranks > 1 else ["-m"]
-    found: dict[str, Any] = last_line_of(
-        [sys.executable, *launch, "benchmarks.rank_memory", steps.as_json()], OMP_NUM_THREADS="1"
-    )
-    return found
-
-
 def row_of(name: str, steps: Steps, ranks: int) -> dict[str, Any]:
     work, memory = planned(steps, ranks)
-    found = measured(steps, ranks)
+    found = run_ranks(steps, ranks)
     row = {
         "name": name,
         "parameters": work.parameters,
@@ -123,6 +116,7 @@ def main() -> int:
     parser.add_argument("--only", default="", help="cases whose name holds this text")
     parser.add_argument("--output", type=Path)
     args = parser.parse_args()
+    load_libraries()
     rows: list[Mapping[str, Any]] = []
     for name, steps, ranks in cases():
         if args.only in name:

@@ -1,5 +1,6 @@
 """What is known of accelerators: hardware.toml, read once."""
 
+import re
 import tomllib
 from dataclasses import dataclass
 from functools import cache
@@ -54,6 +55,16 @@ def hardware(name: str) -> Hardware:
         network=row["network_gbps"] / 8 * 1e9,
         source=row["source"],
     )
+
+
+def hardware_of(device: str) -> Hardware | None:
+    """By the driver's name for the device, of those in the file with all figures; None if it is not there."""
+    if "Laptop" in device:
+        return None
+    found = (n for n, row in _table().items() if n != _OTHERS and re.search(rf"\b{row['device']}\b", device))
+    name = next(found, None)
+    is_other = any(re.search(rf"\b{other}\b", device) for other in _table()[_OTHERS])  # "H100 PCIe" is no H100
+    return None if name is None or is_other else hardware(name)
 
 
 @cache
