@@ -1,6 +1,7 @@
 """The memory of one rank from its start to a checkpoint and on, for plan_memory.py. The libraries are loaded once, and
 each case forks its ranks: what they hold above that is the case's."""
 
+import importlib
 import multiprocessing
 import os
 import socket
@@ -22,11 +23,9 @@ from scaletrain.runtime import dist
 def load_libraries() -> None:
     """All that a run has loaded by its second step; no tensor is made, for a process with threads must not fork."""
     prepare_process(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
-    import deepspeed
-    import deepspeed.runtime.zero.muon.muon_optimizer  # noqa: F401  DeepSpeed imports it in the first backward pass
-    import torch._dynamo  # noqa: F401  and torch this in the first update
-
-    del deepspeed
+    # DeepSpeed imports its Muon in the first backward pass, torch its compiler in the first update.
+    for name in ("deepspeed", "deepspeed.runtime.zero.muon.muon_optimizer", "torch._dynamo"):
+        importlib.import_module(name)
 
 
 def run_ranks(steps: Steps, ranks: int) -> dict[str, Any]:
