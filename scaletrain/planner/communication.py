@@ -31,9 +31,9 @@ def weight_bytes(work: Workload) -> float:
 
 
 def gathers(work: Workload) -> int:
-    """Times that stage 3 gathers each weight in a micro-batch."""
-    stay = work.parameters <= min(work.zero.max_live, work.zero.max_reuse)
-    return 1 if stay and work.checkpointing == "none" else 2
+    """Times that stage 3 gathers each weight in a micro-batch. A block that runs again does so right before its backward
+    pass, with the weights of that."""
+    return 1 if work.parameters <= min(work.zero.max_live, work.zero.max_reuse) else 2
 
 
 def _ring(work: Workload) -> float:

@@ -61,13 +61,14 @@ def _gradients(work: Workload, done: int, before: int) -> tuple[int, int]:
 
 
 def _buckets(work: Workload, done: int) -> int:
-    """Of gradients on their way: at stages 1 and 2 two of them where collectives overlap, at stage 3 one."""
-    b, bucket, stage = work.itemsize, work.zero.reduce_bucket, work.zero.stage
-    if stage == 0:
+    """Of gradients on their way: at stages 1 and 2 two of them where collectives overlap; they go after each pass. That
+    of stage 3 stays, see memory.py."""
+    b, bucket = work.itemsize, work.zero.reduce_bucket
+    if work.zero.stage not in (1, 2):
         return 0
-    number = 2 if stage < 3 and work.zero.overlaps else 1
+    number = 2 if work.zero.overlaps else 1
     if work.device == "cuda":
-        return number * b * bucket if done or stage == 3 else 0
+        return number * b * bucket if done else 0
     return b * min(done, number * bucket)
 
 

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from scaletrain.planner.gradients import Held, backward_parts
+from scaletrain.planner.resident import LATE_LIBRARIES, kept
 from scaletrain.planner.workload import Workload
 
 _MASTER, _MOMENTS = 4, 8  # float32 weights; Adam's two moments
@@ -65,16 +66,35 @@ class Memory:
 
 
 def memory_of(work: Workload) -> Memory:
-    state = tuple(standing(work))
-    copy = tuple(_copy(work))
+    state = (*standing(work), *_copy(work))
+    # A resume fills the state from mapped files, whose pages make way; an old copy it has not.
     moments = [
         Moment("start", tuple(_start(work))),
-        Moment("load", (*state, Part("moments that are read", 0))),
-        *(Moment(held.moment, (*state, *copy, *_parts(held))) for held in backward_parts(work)),
-        Moment("update", (*state, *copy, *_update(work))),
-        Moment("save", (*state, *copy)),
+        Moment("load", tuple(standing(work))),
+        *(Moment(held.moment, (*state, *_parts(held))) for held in backward_parts(work)),
+        Moment("update", (*state, *_update(work))),
+        Moment("save", state),
     ]
+    if work.device == "cpu":
+        # What an update frees lies at the heap's top, and is given back.
+        most = max(_small(work, moment) for moment in moments if moment.name != "update")
+        moments = [_resident(work, moment, most) for moment in moments]
     return Memory(tuple(moments), is_one=work.device == "cpu")
+
+
+def _resident(work: Workload, moment: Moment, most: int) -> Moment:
+    """With what the process holds beside it, see resident.py."""
+    more = (
+        Part("libraries that load late", LATE_LIBRARIES),
+        Part("freed, kept by the C library", kept(work, most, _small(work, moment))),
+    )
+    return Moment(moment.name, (*moment.parts, *more))
+
+
+def _small(work: Workload, moment: Moment) -> int:
+    """Of what comes and goes, the bytes in small blocks: not buckets, nor what is joined of all parameters."""
+    names = ("activations", "gradients", "float32 gradients") if work.zero.stage == 0 else ("activations",)
+    return sum(part.bytes for part in moment.parts if part.name in names)
 
 
 def _parts(held: Held) -> Iterator[Part]:
@@ -107,6 +127,8 @@ def standing(work: Workload) -> Iterator[Part]:
     yield Part("optimizer moments", _MOMENTS * S, is_host=off)
     if zero.stage == 3:
         yield Part("gradients of its part", _rounded(work, b * S, off), is_host=off)
+        bucket = zero.reduce_bucket if work.device == "cuda" else min(P, zero.reduce_bucket)
+        yield Part("communication buckets", b * bucket)
     if off:
         yield Part("float32 gradients", _rounded(work, _MASTER * S, off), is_host=True)
         if zero.stage < 3:

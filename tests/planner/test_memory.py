@@ -1,14 +1,18 @@
 """Planned memory: hand-computed cases of each stage, and rules that any plan keeps."""
 
+from dataclasses import replace
+
 import pytest
 
-from scaletrain.planner.memory import Memory, Moment, memory_of, standing
+from scaletrain.planner.memory import Memory, Moment, Part, memory_of, standing
+from scaletrain.planner.resident import LATE_LIBRARIES
 from scaletrain.planner.workload import Workload
 from scaletrain.planner.zero import Zero, read_zero
 from tests.planner.made import SEVEN, workload
 
 P = 6_738_415_616  # Llama 7B, Touvron et al. 2023
 EIGHTH = -(-P // 8)
+BUCKET = 50_000_000
 
 
 def state(work: Workload) -> tuple[dict[str, int], dict[str, int]]:
@@ -45,12 +49,18 @@ def test_the_example_has_as_many_parameters_as_the_paper_says() -> None:
                 "float32 masters": 4 * EIGHTH,
                 "optimizer moments": 8 * EIGHTH,
                 "gradients of its part": 2 * EIGHTH,
+                "communication buckets": 2 * BUCKET,
             },
         ),
         (
             3,
             "fp32",
-            {"weights": 4 * EIGHTH, "optimizer moments": 8 * EIGHTH, "gradients of its part": 4 * EIGHTH},
+            {
+                "weights": 4 * EIGHTH,
+                "optimizer moments": 8 * EIGHTH,
+                "gradients of its part": 4 * EIGHTH,
+                "communication buckets": 4 * BUCKET,
+            },
         ),
     ],
 )
@@ -70,7 +80,7 @@ def test_offload_moves_the_optimizer_and_the_weights_to_the_host() -> None:
         "a gradient on its way": vocabulary,
     }
     device, host = state(workload(3, zero={"offloads_optimizer": True, "offloads_parameters": True}))
-    assert device == {}
+    assert device == {"communication buckets": 2 * BUCKET}
     assert host["weights"] == 2 * EIGHTH
 
 
@@ -95,12 +105,16 @@ def test_buckets_count_whole_on_a_gpu_and_as_they_fill_on_a_cpu() -> None:
         parts = moment(memory_of(workload(stage, device=device)), name).parts
         return sum(part.bytes for part in parts if part.name == "communication buckets")
 
-    last, bucket = "backward pass of block 31", 50_000_000
+    last = "backward pass of block 31"
     assert buckets(0, "cuda", last) == 0
-    assert buckets(3, "cpu", "loss") == 0
-    assert buckets(3, "cuda", "loss") == 2 * bucket
-    # The head alone is larger than two buckets; what is summed over the ranks is one tensor, a matrix of the head here.
-    assert buckets(1, "cuda", last) == 2 * 2 * bucket + 2 * bucket
+    assert buckets(1, "cpu", "loss") == buckets(1, "cuda", "loss") == 0
+    assert buckets(3, "cuda", "loss") == 2 * BUCKET  # it stays
+    # The head alone is larger than two buckets; what is summed over the ranks is joined in one tensor.
+    assert buckets(1, "cuda", last) == 2 * 2 * BUCKET + 2 * BUCKET
+    small = replace(SEVEN, num_layers=1, vocab_size=1024, hidden_size=256, ffn_hidden_size=512)
+    filled = moment(memory_of(workload(1, device="cpu", arch=small)), "backward pass of block 0")
+    head, block = 1024 * 256, 256 * 256 * 4 + 3 * 256 * 512 + 2 * 256
+    assert Part("communication buckets", 2 * (head + block)) in filled.parts
 
 
 def test_stage_3_gathers_up_to_its_limit_and_nothing_on_one_rank() -> None:
@@ -144,7 +158,7 @@ def test_more_checkpointing_and_smaller_batches_need_less() -> None:
     def peak(mode: str, micro: int) -> int:
         return memory_of(workload(2, checkpointing=mode, micro_batch=micro)).peak_bytes
 
-    assert peak("none", 2) > peak("selective", 2) > peak("full", 2) > peak("full", 1)
+    assert peak("none", 16) > peak("selective", 16) > peak("full", 16) > peak("full", 8)
 
 
 def test_zero_is_read_with_deepspeeds_defaults() -> None:
@@ -167,3 +181,12 @@ def test_on_a_cpu_device_and_host_are_one() -> None:
     memory = memory_of(workload(1, device="cpu", copies_state=True, arch=SEVEN))
     assert memory.is_one
     assert memory.peak_bytes == max(one.whole for one in memory.moments)
+
+
+def test_a_process_on_a_cpu_holds_freed_memory_and_libraries_too() -> None:
+    memory = memory_of(workload(1, device="cpu"))
+    update = {part.name: part.bytes for part in moment(memory, "update").parts}
+    assert update["libraries that load late"] == LATE_LIBRARIES
+    most = max(part.bytes for one in memory.moments for part in one.parts if part.name == "activations")
+    assert update["freed, kept by the C library"] == most + (64 << 20)
+    assert not any("C library" in part.name for one in memory_of(workload(1)).moments for part in one.parts)

@@ -24,10 +24,10 @@ def test_bytes_sent_are_multiples_of_the_weights(stage: int, times: int) -> None
     assert sent_bytes(workload(stage)) == pytest.approx(times * RING * 2 * P)
 
 
-def test_weights_below_stage_3s_limits_are_gathered_once_unless_blocks_run_again() -> None:
+def test_weights_below_stage_3s_limits_are_gathered_once() -> None:
     limits = {"max_live": 10**10, "max_reuse": 10**10}
-    assert weight_bytes(workload(3, zero=limits, checkpointing="none")) == pytest.approx(RING * 2 * P)
-    assert weight_bytes(workload(3, zero=limits)) == pytest.approx(2 * RING * 2 * P)
+    assert weight_bytes(workload(3, zero=limits)) == pytest.approx(RING * 2 * P)
+    assert weight_bytes(workload(3)) == pytest.approx(2 * RING * 2 * P)
 
 
 def test_accumulation_sends_more_from_stage_2_on() -> None:
