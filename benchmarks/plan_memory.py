@@ -39,7 +39,7 @@ def cases() -> Iterator[tuple[str, Steps, int]]:
     for family in ("gpt2", "llama"):
         for size, (layers, heads, hidden, vocab, context, samples) in SIZES.items():
             for stage in range(4):
-                mode, ranks = MODES[number % 4], 2 if size == "medium" else 1
+                mode, ranks = MODES[(number + number // 4) % 4], 2 if size == "medium" else 1
                 steps = Steps(layers, heads, hidden, vocab, context, samples, stage, 2, family, mode)
                 yield _named(size, steps, ranks)
                 number += 1

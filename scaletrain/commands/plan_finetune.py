@@ -63,5 +63,5 @@ def _elements(file: Path) -> int:
             (length,) = struct.unpack("<Q", opened.read(8))
             header = json.loads(opened.read(length))
         return sum(prod(tensor["shape"]) for name, tensor in header.items() if name != "__metadata__")
-    except (OSError, ValueError, KeyError, struct.error, MemoryError) as error:
+    except (OSError, ValueError, KeyError, OverflowError, struct.error) as error:
         raise ConfigError(f"{file} cannot be read as safetensors ({error!r}): download it again") from error

@@ -34,7 +34,7 @@ def test_margins_are_part_of_what_is_needed() -> None:
     ("room_gb", "stage", "mode", "micro", "expected"),
     [
         (80, 1, "none", 4, ("train.micro_batch_size=2",)),
-        (45, 1, "none", 1, ("train.activation_checkpointing=full",)),
+        (45, 1, "none", 1, ("train.activation_checkpointing=selective",)),
         (24, 1, "full", 1, ("deepspeed=zero3.json",)),
         (12, 1, "full", 1, ("deepspeed=zero3-offload.json",)),
         (24, 1, "none", 2, ("train.activation_checkpointing=full", "deepspeed=zero3.json")),
