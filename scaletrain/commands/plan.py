@@ -155,7 +155,7 @@ def _architecture(recipe: "Recipe", vocab_size: int | None) -> "Architecture":
     if size is None:
         size = VOCABULARY
         print(
-            f"note    {size:,} tokens of vocabulary assumed, the data are not on this machine: --vocab-size says better",
+            f"note    {size:,} tokens of vocabulary assumed, the data are not here: --vocab-size says better",
             file=sys.stderr,
         )
     return resolve_architecture(recipe.model, size, recipe.data.context_length)

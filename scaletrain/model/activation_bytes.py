@@ -22,8 +22,8 @@ WIDE = 4  # float32: statistics of norms and softmax, sums of gradients
 @dataclass(frozen=True)
 class Activations:
     """Bytes on one rank. kept: when the forward pass has ended. head: at most while the loss is computed. backward: at
-    most in the backward pass of each block, the first one's first: what is computed again and the gradients on their way
-    included."""
+    most in the backward pass of each block, in the order of the model: what is computed again and the gradients on
+    their way included."""
 
     kept: int
     head: int

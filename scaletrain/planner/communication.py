@@ -1,9 +1,9 @@
 """Bytes that a rank sends in an optimizer step, as ZeRO's collectives are given them.
 
 Rings: an all-reduce of n bytes over k ranks sends 2 n (k - 1) / k from each, an all-gather or reduce-scatter half of
-that. ZeRO's paper (Rajbhandari et al. 2020, section 7) has 2 P at stages 0 to 2 and 3 P at stage 3. DeepSpeed 0.19 sends
-else: stages 1 and 2 all-reduce the gradients (use_multi_rank_bucket_allreduce) and gather the weights, 3 P; stage 3
-keeps gathered weights for the backward pass while they are below its limits, then 2 P.
+that. ZeRO's paper (Rajbhandari et al. 2020, section 7) has 2 P at stages 0 to 2 and 3 P at stage 3. DeepSpeed 0.19
+sends else: stages 1 and 2 all-reduce the gradients (use_multi_rank_bucket_allreduce) and gather the weights, 3 P; stage
+3 keeps gathered weights for the backward pass while they are below its limits, then 2 P.
 """
 
 from scaletrain.planner.workload import Workload
@@ -31,8 +31,8 @@ def weight_bytes(work: Workload) -> float:
 
 
 def gathers(work: Workload) -> int:
-    """Times that stage 3 gathers each weight in a micro-batch. A block that runs again does so right before its backward
-    pass, with the weights of that."""
+    """Times that stage 3 gathers each weight in a micro-batch. A block that runs again does so right before its
+    backward pass, with the weights of that."""
     return 1 if work.parameters <= min(work.zero.max_live, work.zero.max_reuse) else 2
 
 

@@ -49,9 +49,7 @@ def test_a_machine_that_does_not_tell_its_memory_refuses_nothing(recipe: Path, m
     assert expectation.begin(settle_pretraining(recipe, [], None), force=False) is not None
 
 
-def test_the_end_tells_planned_beside_measured(
-    recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_end_tells_planned_beside_measured(recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     settled = settle_pretraining(recipe, [], None)
     expected = expectation.Expected(900_000_000, "update", {}, 100_000_000, None)
     monkeypatch.setattr(expectation, "peak_memory_bytes", lambda device: 800_000_000)

@@ -11,7 +11,9 @@ from scaletrain.planner.zero import Zero
 SEVEN = resolve_architecture(Model(preset="llama-7b", vocab_size=32000), 32000, 4096)
 
 
-def workload(stage: int = 1, *, arch: Architecture = SEVEN, zero: dict[str, Any] | None = None, **more: Any) -> Workload:
+def workload(
+    stage: int = 1, *, arch: Architecture = SEVEN, zero: dict[str, Any] | None = None, **more: Any
+) -> Workload:
     """7 billion parameters in bf16 on 8 GPUs, buckets of 50 million, no copy for saving."""
     base = Workload(
         arch=arch,
