@@ -46,6 +46,7 @@ class Steps:
     checkpointing: str = "none"
     precision: str = "bf16"
     warm_up: int = 2
+    reduce_bucket: int | None = None  # elements; None: as in ds_configs/
 
     def architecture(self) -> Architecture:
         sizes: dict[str, Any] = {"num_layers": self.layers, "num_heads": self.heads, "hidden_size": self.hidden}
@@ -67,16 +68,24 @@ def plural(ranks: int) -> str:
     return f"{ranks} rank{'s' if ranks > 1 else ''}"
 
 
+def read_preset(steps: Steps) -> dict[str, Any]:
+    """The DeepSpeed file of the stage."""
+    preset: dict[str, Any] = json.loads((ROOT / "ds_configs" / f"zero{steps.stage}.json").read_text(encoding="utf-8"))
+    if steps.reduce_bucket is not None:
+        preset["zero_optimization"]["reduce_bucket_size"] = steps.reduce_bucket
+    return preset
+
+
 def build_engine(steps: Steps, device: torch.device) -> Engine:
     task = PretrainTask(steps.architecture(), None, seed=1, activation_checkpointing=steps.checkpointing)  # type: ignore[arg-type]
-    preset = json.loads((ROOT / "ds_configs" / f"zero{steps.stage}.json").read_text(encoding="utf-8"))
+    zero = read_preset(steps)["zero_optimization"]
     config = {
         "train_batch_size": steps.samples * dist.size(),
         "train_micro_batch_size_per_gpu": steps.samples,
         "gradient_accumulation_steps": 1,
         "gradient_clipping": 1.0,
         "bf16": {"enabled": steps.precision == "bf16"},
-        "zero_optimization": preset["zero_optimization"],
+        "zero_optimization": zero,
         "timers": {"throughput": {"enabled": False}},
         "steps_per_print": 10**9,
     }

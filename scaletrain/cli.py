@@ -14,6 +14,7 @@ from scaletrain.commands.doctor import doctor
 from scaletrain.commands.evaluate import evaluate
 from scaletrain.commands.export import export
 from scaletrain.commands.generate import generate
+from scaletrain.commands.plan import plan
 from scaletrain.commands.prepare import prepare
 from scaletrain.commands.preview import preview
 from scaletrain.commands.status import status
@@ -30,6 +31,7 @@ app = typer.Typer(
     help="From raw text to a trained, exported GPT. Training: deepspeed launch/pretrain.py RECIPE",
 )
 app.command()(prepare)
+app.command()(plan)
 app.command()(preview)
 app.command()(export)
 app.command()(generate)

@@ -1,6 +1,6 @@
 """The layers and doors of the code: who may import whom, read from the source files themselves.
 
-launch, cli, benchmarks -> commands -> assemble -> engine -> tasks -> data|model|optim|track|planner|cluster
+launch, cli, benchmarks -> commands -> assemble -> engine -> tasks|planner -> data|model|optim|track|cluster
 -> runtime -> config -> errors
 """
 
@@ -16,8 +16,8 @@ LAYERS = [
     ("commands",),
     ("assemble",),
     ("engine",),
-    ("tasks",),
-    ("data", "model", "optim", "track", "planner", "cluster"),
+    ("tasks", "planner"),
+    ("data", "model", "optim", "track", "cluster"),
     ("runtime",),
     ("config",),
     ("errors",),
@@ -26,7 +26,8 @@ HEIGHT = {part: -height for height, layer in enumerate(LAYERS) for part in layer
 # Imported only there, wherever in a file the import stands.
 DOORS = {"deepspeed": {"engine"}, "torch.distributed": {"runtime"}}
 # Parts that a login node runs: not even inside a function.
-LIGHT = {"config": {"torch", "deepspeed", "transformers"}, "errors": {"torch", "deepspeed", "transformers"}}
+_HEAVY = {"torch", "deepspeed", "transformers"}
+LIGHT = {"config": _HEAVY, "errors": _HEAVY, "planner": _HEAVY}
 # Not when the part is imported; inside a function it may be.
 LAZY = {"runtime": {"transformers"}, "cluster": {"transformers"}}
 VAGUE = {"utils.py", "util.py", "common.py", "helpers.py", "misc.py"}

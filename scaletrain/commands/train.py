@@ -40,6 +40,7 @@ def parse(program: Program, argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("recipe", type=Path, help=f"YAML recipe, such as launch/recipes/{program}-*.yaml")
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="values that win over the recipe's")
     parser.add_argument("--deepspeed_config", metavar="FILE", help="DeepSpeed JSON that wins over the recipe's")
+    parser.add_argument("--force", action="store_true", help="go on where the planned memory is more than there is")
     parser.add_argument("--deepspeed", action="store_true", help="accepted and ignored: DeepSpeed is always on")
     parser.add_argument("--local_rank", type=int, help="set by DeepSpeed's launcher; the environment says the same")
     return parser.parse_intermixed_args(argv)
@@ -125,7 +126,7 @@ def _train(program: Program, args: argparse.Namespace, began: float) -> int:
         leave=lambda: os._exit(1),  # at once: the main thread may hold what a flush waits for
     )
     try:
-        return _train_held(settled, findings, terminal, began)
+        return _train_held(settled, findings, terminal, began, force=args.force)
     except ScaleTrainError as error:
         return _end_with_fault(error, str(error), line, settled, terminal)
     except OSError as error:
@@ -142,8 +143,11 @@ def _train(program: Program, args: argparse.Namespace, began: float) -> int:
             lock.close()
 
 
-def _train_held(settled: "Settled", findings: "Sequence[Finding]", terminal: "Terminal", began: float) -> int:
+def _train_held(
+    settled: "Settled", findings: "Sequence[Finding]", terminal: "Terminal", began: float, *, force: bool
+) -> int:
     """Trains inside a held run folder, with the libraries' output diverted."""
+    from scaletrain.assemble import expectation
     from scaletrain.assemble.settle import measure_peak
     from scaletrain.assemble.start import start_run
     from scaletrain.cluster.doctor.finding import lines
@@ -151,6 +155,7 @@ def _train_held(settled: "Settled", findings: "Sequence[Finding]", terminal: "Te
     from scaletrain.runtime.leftovers import describe_leftovers
     from scaletrain.runtime.op_folder import use_built_ops
 
+    expected = expectation.begin(settled, force=force)
     use_built_ops()
     if settled.world.local_rank == 0:  # on each node, before an op build could wait for a dead one's lock
         for line in describe_leftovers():
@@ -167,6 +172,8 @@ def _train_held(settled: "Settled", findings: "Sequence[Finding]", terminal: "Te
         with together():
             for line in _finish(settled, trainer) if settled.world.is_first else ():
                 trainer.records.say(line)
+    if expected is not None:
+        trainer.records.say(expectation.compare(expected, settled))
     for line in farewell(trainer, settled, stopped):
         trainer.records.say(line)
     if stopped and (trainer.stop.obeyed_file or _is_last_wanted(trainer)):

@@ -14,8 +14,7 @@ from typing import Literal
 
 from scaletrain.config.architecture import Architecture
 from scaletrain.errors import ConfigError
-from scaletrain.model.blocked_attention import QUERY_BLOCK
-from scaletrain.model.loss import tokens_of_chunk
+from scaletrain.model.chunks import QUERY_BLOCK, tokens_of_chunk
 
 WIDE = 4  # float32: statistics of norms and softmax, sums of gradients
 
@@ -23,11 +22,16 @@ WIDE = 4  # float32: statistics of norms and softmax, sums of gradients
 @dataclass(frozen=True)
 class Activations:
     """Bytes on one rank. kept: when the forward pass has ended. head: at most while the loss is computed. backward: at
-    most in the backward pass, what is computed again and the gradients on their way included."""
+    most in the backward pass of each block, in the order of the model: what is computed again and the gradients on
+    their way included."""
 
     kept: int
     head: int
-    backward: int
+    blocks: tuple[int, ...]
+
+    @property
+    def backward(self) -> int:
+        return max(self.blocks)
 
     @property
     def peak(self) -> int:
@@ -132,17 +136,18 @@ def _head_buffers(arch: Architecture, tokens: int, itemsize: int, device: str) -
     return hidden + logits + part
 
 
-def _backward(arch: Architecture, mode: str, block: _Block, itemsize: int) -> int:
-    """Blocks are done from the last to the first; what those before keep is still there."""
+def _backward(arch: Architecture, mode: str, block: _Block, itemsize: int) -> tuple[int, ...]:
+    """At most in each block's part. Blocks are done from the last to the first; what those before keep is still
+    there."""
     # A tied matrix's gradient waits for the embedding's part of it.
     waiting = itemsize * arch.vocab_size * arch.hidden_size if arch.tie_embeddings else 0
-    before, most = 0, 0
+    before, most = 0, []
     for index in range(arch.num_layers):
         # Computed again, a block holds what it would have kept. Selective mode's results stand for those, or go; that
         # of `down` alone is asked for by nothing and stays to the end.
         spare = block.stream if mode == "selective" else 0
         held = before + block.whole + spare + block.stream + waiting
         in_attention = held - block.feed_forward + block.attention_gradients
-        most = max(most, held + block.feed_forward_gradients, in_attention)
+        most.append(max(held + block.feed_forward_gradients, in_attention))
         before += _kept(block, mode, index)
-    return most
+    return tuple(most)

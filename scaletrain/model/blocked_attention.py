@@ -23,7 +23,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-QUERY_BLOCK = 128  # fastest of 64, 128, 256, 512 at 512 to 4,096 tokens
+from scaletrain.model.chunks import QUERY_BLOCK
+
 CHUNK_TOKENS = 1024  # of a chunk of documents: its scores stay in the cache, and their memory is reused
 
 

@@ -14,10 +14,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from scaletrain.model.chunks import tokens_of_chunk
+
 IGNORE_INDEX = -100  # label of a position without loss, as in torch and Hugging Face
-CHUNK_BYTES = {"cpu": 32 * 2**20, "cuda": 512 * 2**20}  # float32 logits of a chunk
-# CPU: 1,024 tokens at 8,192 words (4,096 tokens take 121 ms; in chunks of 256: 128, of 2,048: 130). CUDA: each chunk
-# reads and writes the float32 gradient of the weight (0.5 GB at 32k x 4,096), so chunks are thousands of tokens.
 
 
 class OutputHead(nn.Module):
@@ -44,10 +43,6 @@ def linear_cross_entropy(
     chunk = chunk_tokens or tokens_of_chunk(weight_VC.shape[0], hidden_NC.device.type)
     loss: Tensor = _LinearCrossEntropy.apply(hidden_NC, weight_VC, labels_N, chunk, torch.is_grad_enabled())  # type: ignore[no-untyped-call]
     return loss
-
-
-def tokens_of_chunk(vocab_size: int, device: str) -> int:
-    return max(128, CHUNK_BYTES.get(device, CHUNK_BYTES["cpu"]) // (4 * vocab_size))
 
 
 class _LinearCrossEntropy(torch.autograd.Function):

@@ -6,31 +6,8 @@ from dataclasses import dataclass
 
 import torch
 
-# Dense bf16/fp16 FLOP/s without sparsity, from NVIDIA's and AMD's data sheets (their headline figures for Hopper and
-# Blackwell are with 2:4 sparsity, twice these). The first key that stands in the device's name as whole words counts.
-DENSE_BF16_PEAK: dict[str, float] = {
-    "GB200": 2500e12,
-    "B200": 2250e12,
-    "GH200": 989e12,
-    "H200": 989e12,
-    "H100 PCIe": 756e12,
-    "H100 NVL": 835e12,
-    "H100": 989e12,
-    "A100": 312e12,
-    "A40": 149.7e12,
-    "A10G": 70e12,
-    "A10": 125e12,
-    "L40S": 362e12,
-    "L40": 181e12,
-    "L4": 121e12,
-    "V100": 125e12,
-    "T4": 65e12,
-    "MI300X": 1307e12,
-    "MI250X": 191.5e12,  # one of its two dies, which is what torch shows as a device
-    "RTX 5090": 209.5e12,
-    "RTX 4090": 165.2e12,
-    "RTX 3090": 71e12,
-}
+from scaletrain.config.hardware import dense_bf16_peaks
+
 _SIZE = 2048
 
 
@@ -62,7 +39,7 @@ def dense_bf16_peak(name: str) -> float | None:
     """
     if "Laptop" in name:
         return None
-    return next((rate for key, rate in DENSE_BF16_PEAK.items() if re.search(rf"\b{key}\b", name)), None)
+    return next((rate for key, rate in dense_bf16_peaks().items() if re.search(rf"\b{key}\b", name)), None)
 
 
 def measure_matrix_rate(device: torch.device, dtype: torch.dtype, rounds: int = 8) -> float:

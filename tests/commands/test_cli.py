@@ -16,6 +16,7 @@ def test_help_names_every_command_and_is_quick_to_import() -> None:
     assert done.code == 0
     for command in (
         "prepare",
+        "plan",
         "export",
         "generate",
         "evaluate",

@@ -1,0 +1,140 @@
+"""What a run expects to need, before its model is built: a hopeless one is refused, and its end tells how it was."""
+
+import statistics
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from scaletrain.assemble.planned import workload_of
+from scaletrain.assemble.pretraining import Pretraining
+from scaletrain.assemble.settle import Settled
+from scaletrain.config.hardware import hardware_of
+from scaletrain.errors import ConfigError
+from scaletrain.planner.fit import PROCESS_BYTES
+from scaletrain.planner.memory import memory_of
+from scaletrain.planner.plan import parts_of
+from scaletrain.planner.time import Cluster, step_time
+from scaletrain.planner.workload import Workload
+from scaletrain.runtime import dist
+from scaletrain.runtime.files import write_json
+from scaletrain.runtime.machine import available_memory
+from scaletrain.track.meter import peak_memory_bytes
+from scaletrain.track.sinks import read_lines
+
+HOPELESS = 1.1  # times the memory that there is: a plan that needs more is wrong by less than what is missing
+FILE = "plan.json"
+
+
+@dataclass(frozen=True)
+class Expected:
+    """Of one rank. `peak_bytes`: of its device; on a CPU above what the process holds with its libraries loaded.
+    `tokens_per_second`: of all ranks, None where the device's rates are not known."""
+
+    peak_bytes: int
+    moment: str
+    parts: dict[str, int]
+    process_bytes: int
+    tokens_per_second: float | None
+
+    @property
+    def measured_as(self) -> int:
+        """What peak_memory_bytes should tell: a CPU's counts the process."""
+        return self.peak_bytes + self.process_bytes
+
+
+def begin(settled: Settled, *, force: bool) -> Expected | None:
+    """What the run expects, written into its folder. ConfigError on all ranks where it is hopeless, unless told to go
+    on. All ranks call it."""
+    expected = expect(settled)
+    if expected is not None:
+        check_room(settled, expected, force=force)
+        with dist.together():
+            if settled.world.is_first:
+                write(expected, Path(settled.recipe.run.dir))
+    return expected
+
+
+def expect(settled: Settled) -> Expected | None:
+    """None for a fine-tuning: another library's model is not planned."""
+    if not isinstance(settled.job, Pretraining):
+        return None
+    device = settled.device.type
+    work = workload_of(
+        settled.job.recipe,
+        settled.deepspeed,
+        settled.job.architecture,
+        ranks=settled.world.size,
+        precision=settled.launch.precision,
+        device="cuda" if device == "cuda" else "cpu",
+    )
+    memory = memory_of(work)
+    process = PROCESS_BYTES if memory.is_one else 0
+    return Expected(memory.peak_bytes, memory.peak.name, parts_of(memory), process, _rate(settled, work))
+
+
+def check_room(settled: Settled, expected: Expected, *, force: bool) -> None:
+    """ConfigError on all ranks where one could not hold what it is to hold, unless told to go on."""
+    room = _room(settled)
+    with dist.together():
+        if room is not None and expected.peak_bytes > HOPELESS * room and not force:
+            raise ConfigError(
+                f"{settled.recipe.run.dir}: a rank needs {expected.peak_bytes / 1e9:,.2f} GB by plan, and has "
+                f"{room / 1e9:,.2f} GB: `scaletrain plan` says what fits, --force goes on"
+            )
+
+
+def write(expected: Expected, folder: Path) -> None:
+    write_json(
+        folder / FILE,
+        {
+            "peak_bytes": expected.peak_bytes,
+            "moment": expected.moment,
+            "parts": expected.parts,
+            "process_bytes": expected.process_bytes,
+            "tokens_per_second": expected.tokens_per_second,
+        },
+    )
+
+
+def compare(expected: Expected, settled: Settled) -> str:
+    """The run's end beside its plan, in one line. All ranks call it."""
+    measured = max(dist.gather(peak_memory_bytes(settled.device)))
+    planned = expected.measured_as
+    line = (
+        f"plan    a rank's memory: {planned / 1e9:,.2f} GB planned, {measured / 1e9:,.2f} GB measured "
+        f"({planned / measured - 1:+.0%})"
+    )
+    if expected.tokens_per_second is None:
+        return line
+    rates = list(_rates(Path(settled.recipe.run.dir) / "metrics.jsonl"))
+    if not rates:
+        return line
+    rate = statistics.median(rates)
+    return f"{line}; tokens/s: {expected.tokens_per_second:,.0f} planned, {rate:,.0f} measured"
+
+
+def _rates(metrics: Path) -> Iterator[float]:
+    for line in read_lines(metrics) if metrics.is_file() else ():
+        if line.get("tokens_per_second") is not None:
+            yield float(line["tokens_per_second"])
+
+
+def _room(settled: Settled) -> int | None:
+    """Bytes of this rank's device, or of its part of what the machine has left."""
+    if settled.device.type == "cuda":
+        return int(torch.cuda.get_device_properties(settled.device).total_memory)
+    available = available_memory()
+    return None if available is None else available // settled.world.local_size
+
+
+def _rate(settled: Settled, work: Workload) -> float | None:
+    if settled.device.type != "cuda":
+        return None
+    known = hardware_of(torch.cuda.get_device_name(settled.device))
+    if known is None:
+        return None
+    world = settled.world
+    cluster = Cluster(known, world.nodes, world.local_size, known.network)
+    return step_time(work, cluster).tokens_per_second

@@ -1,0 +1,52 @@
+"""A pretraining recipe as the planner takes it. No torch: a plan is told in a second."""
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from scaletrain.config.architecture import Architecture
+from scaletrain.config.deepspeed import batch_plan
+from scaletrain.config.schema import BaseRecipe, Precision, Recipe
+from scaletrain.planner.workload import Workload
+from scaletrain.planner.zero import read_zero
+
+
+def workload_of(
+    recipe: Recipe,
+    preset: Mapping[str, Any],
+    architecture: Architecture,
+    *,
+    ranks: int,
+    precision: Precision,
+    device: Literal["cpu", "cuda"],
+) -> Workload:
+    """`recipe`: settled with `preset`. ConfigError when its batch does not divide among the ranks."""
+    batch = batch_plan(recipe, ranks)
+    return Workload(
+        arch=architecture,
+        context=recipe.data.context_length,
+        micro_batch=batch.micro_batch,
+        accumulation=batch.accumulation,
+        checkpointing=recipe.train.activation_checkpointing,
+        precision=precision,
+        zero=read_zero(preset),
+        ranks=ranks,
+        device=device,
+        sharing=recipe.train.sequence_parallel,
+        copies_state=_copies(recipe, planned_steps(recipe)),
+    )
+
+
+def planned_steps(recipe: Recipe) -> int:
+    """Optimizer steps of the whole run."""
+    if recipe.train.max_steps is not None:
+        return recipe.train.max_steps
+    assert recipe.train.max_tokens is not None  # a recipe has one of the two
+    return -(-recipe.train.max_tokens // (recipe.train.global_batch_size * recipe.data.context_length))
+
+
+def _copies(recipe: BaseRecipe, steps: int) -> bool:
+    """Whether a checkpoint is written behind training: the last one is waited for."""
+    every = recipe.checkpoint.every_steps
+    return recipe.checkpoint.background and (
+        recipe.checkpoint.best_metric is not None or (every is not None and every < steps)
+    )

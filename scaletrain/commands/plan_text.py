@@ -1,0 +1,101 @@
+"""A plan in lines for a person."""
+
+from collections.abc import Iterator, Sequence
+
+from scaletrain.model.count import flops_per_token, short_count
+from scaletrain.planner.communication import sent_bytes
+from scaletrain.planner.fit import CPU_MARGIN, FRAGMENTATION, GPU_RESERVE, PROCESS_BYTES, Variant
+from scaletrain.planner.plan import Plan, parts_of
+from scaletrain.planner.search import Found
+
+
+def describe(plan: Plan) -> Iterator[str]:
+    """All but the verdict."""
+    work, cluster, memory = plan.work, plan.cluster, plan.memory
+    arch, hardware = work.arch, cluster.hardware
+    yield (
+        f"model   {arch.family}: {arch.num_layers} layers, {arch.hidden_size:,} wide, {arch.vocab_size:,} tokens, "
+        f"{short_count(work.parameters)} parameters; {work.precision}, ZeRO {work.zero.stage}{_offload(plan)}, "
+        f"checkpointing {work.checkpointing}"
+    )
+    yield (
+        f"on      {cluster.nodes} x {cluster.devices_per_node} x {hardware.name} ({hardware.source}), micro-batch "
+        f"{work.micro_batch} x {work.accumulation}"
+    )
+    peak = memory.peak
+    yield f"memory  a rank, at most at the {peak.name}: {size(memory.peak_bytes)}"
+    yield f"        {', '.join(f'{name} {size(part)}' for name, part in parts_of(memory).items())}"
+    yield f"        {_margins(plan)}: {size(plan.room.need(memory))} of {size(plan.room.bytes)}"
+    if not memory.is_one:
+        most = memory.host_peak
+        node = most.host * cluster.devices_per_node
+        saving = next(moment for moment in memory.moments if moment.name == "save")
+        yield (
+            f"host    a node, at most at the {most.name}: {size(node)}; while training "
+            f"{size(saving.host * cluster.devices_per_node)}"
+        )
+    yield (
+        f"disk    {plan.keep_last} checkpoints and one being written: {size(plan.disk_bytes)}; a rank sends "
+        f"{size(int(sent_bytes(work)))} a step"
+    )
+    yield from _speed(plan)
+
+
+def _speed(plan: Plan) -> Iterator[str]:
+    time, cost, cluster, work = plan.time, plan.cost, plan.cluster, plan.work
+    peak = cluster.hardware.rates[work.precision] * cluster.ranks
+    mfu = time.tokens_per_second * flops_per_token(work.arch, work.context) / peak
+    yield (
+        f"step    {time.seconds:.3g} s: forward {time.forward:.3g}, backward {time.backward:.3g}, update "
+        f"{time.update:.3g}, waits for the network {time.exposed:.3g}; matrices at {plan.share:.0%} of the dense peak "
+        "(assumed)"
+    )
+    yield f"rate    {time.tokens_per_second:,.0f} tokens/s, MFU {mfu:.0%}"
+    money = "" if cost.money is None else f", {cost.money:,.0f} at {plan.price:g} an hour"
+    yield f"run     {plan.steps:,} steps: {cost.hours:,.1f} hours, {cost.device_hours:,.0f} device-hours{money}"
+    every = max(1, round(cost.interval / time.seconds))
+    yield (
+        f"save    each {cost.interval / 60:,.1f} minutes ({every:,} steps) loses least; a fault each "
+        f"{cost.run_mtbf / 3600:,.0f} hours; {cost.goodput:.1%} of the time is work kept"
+    )
+
+
+def verdict(plan: Plan, remedy: Variant | None) -> str:
+    """One line. `remedy`: where it does not fit, what does."""
+    spare = plan.room.spare(plan.memory)
+    if spare >= 0:
+        return f"fits    with {size(spare)} a rank to spare"
+    if remedy is None:
+        change = "no micro-batch, checkpointing, ZeRO stage or offload makes it fit: use more devices or larger ones"
+    else:
+        change = f"{' '.join(remedy.overrides)} makes it fit"
+    return f"too big by {size(-spare)} a rank: {change}"
+
+
+def table(found: Sequence[Found], plan: Plan) -> Iterator[str]:
+    """The best of a search."""
+    yield f"{'tokens/s':>12} {'step s':>8} {'of ' + size(plan.room.bytes):>12}  overrides"
+    for one in found:
+        need = size(plan.room.need(one.memory))
+        yield (
+            f"{one.time.tokens_per_second:>12,.0f} {one.time.seconds:>8.3g} {need:>12}  "
+            f"{' '.join(one.variant.overrides)}"
+        )
+
+
+def size(count: int) -> str:
+    scale, unit = next((s, u) for s, u in ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1, "B")) if count >= s or s == 1)
+    return f"{count / scale:.3g} {unit}" if count < 1e15 else f"{count / scale:,.0f} {unit}"
+
+
+def _offload(plan: Plan) -> str:
+    zero = plan.work.zero
+    away = [name for name, is_away in (("optimizer", zero.offloads_optimizer), ("weights", zero.offloads_parameters))
+            if is_away]  # fmt: skip
+    return f" with {' and '.join(away)} in host memory" if away else ""
+
+
+def _margins(plan: Plan) -> str:
+    if plan.room.is_cpu:
+        return f"with {CPU_MARGIN:.0%} margin and {size(PROCESS_BYTES)} of the process (assumed)"
+    return f"with {FRAGMENTATION:.0%} fragmentation and {size(GPU_RESERVE)} of the driver (assumed)"

@@ -1,0 +1,75 @@
+"""What is known of accelerators: hardware.toml, read once."""
+
+import re
+import tomllib
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from scaletrain.config.problems import closest
+from scaletrain.config.schema import Precision
+from scaletrain.errors import ConfigError
+
+_FILE = Path(__file__).with_name("hardware.toml")
+_OTHERS = "bf16_of"
+CPU = "cpu"
+
+
+@dataclass(frozen=True)
+class Hardware:
+    """One device. Rates: FLOP/s of matrix products by precision. Links: bytes a second, each way, of one device."""
+
+    name: str
+    memory: int
+    rates: dict[Precision, float]
+    bandwidth: float
+    link: float
+    network: float
+    source: str
+
+
+@cache
+def _table() -> dict[str, dict[str, Any]]:
+    return tomllib.loads(_FILE.read_text(encoding="utf-8"))
+
+
+def hardware_names() -> list[str]:
+    """What hardware() knows, and "cpu", which is this machine."""
+    return [name for name in _table() if name != _OTHERS] + [CPU]
+
+
+def hardware(name: str) -> Hardware:
+    """By its name in the file; ConfigError if it is not there."""
+    if name not in hardware_names() or name == CPU:
+        close = closest(name, hardware_names())
+        remedy = f"did you mean {close}?" if close else f"choose one of {', '.join(hardware_names())}"
+        raise ConfigError(f"--gpu {name} is unknown: {remedy}")
+    row = _table()[name]
+    return Hardware(
+        name=name,
+        memory=int(row["memory_gb"] * 1e9),
+        rates={"bf16": row["bf16"] * 1e12, "fp16": row["fp16"] * 1e12, "fp32": row["fp32"] * 1e12},
+        bandwidth=row["bandwidth_gbs"] * 1e9,
+        link=row["link_gbs"] * 1e9,
+        network=row["network_gbps"] / 8 * 1e9,
+        source=row["source"],
+    )
+
+
+def hardware_of(device: str) -> Hardware | None:
+    """By the driver's name for the device, of those in the file with all figures; None if it is not there."""
+    if "Laptop" in device:
+        return None
+    found = (n for n, row in _table().items() if n != _OTHERS and re.search(rf"\b{row['device']}\b", device))
+    name = next(found, None)
+    is_other = any(re.search(rf"\b{other}\b", device) for other in _table()[_OTHERS])  # "H100 PCIe" is no H100
+    return None if name is None or is_other else hardware(name)
+
+
+@cache
+def dense_bf16_peaks() -> dict[str, float]:
+    """FLOP/s by words of the driver's name for the device; of two that fit the first counts."""
+    rows = _table()
+    peaks = {name: rate * 1e12 for name, rate in rows[_OTHERS].items()}
+    return peaks | {row["device"]: row["bf16"] * 1e12 for name, row in rows.items() if name != _OTHERS}

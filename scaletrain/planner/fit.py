@@ -1,0 +1,103 @@
+"""Whether a plan fits into the memory that there is, and which change makes it fit."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+
+from scaletrain.planner.memory import Memory, memory_of
+from scaletrain.planner.workload import Workload
+from scaletrain.planner.zero import Zero
+
+# Assumptions, of a GPU: the driver's context, cuBLAS's and NCCL's buffers; and what torch's allocator cannot use of the
+# memory that it took, in parts of what is used.
+GPU_RESERVE = 1_500_000_000
+FRAGMENTATION = 0.05
+# Of a process on a CPU with torch and DeepSpeed loaded, measured; and by how much a plan may be wrong, which
+# benchmarks/plan_memory.py tells.
+PROCESS_BYTES = 550_000_000
+CPU_MARGIN = 0.05
+
+
+@dataclass(frozen=True)
+class Room:
+    """Bytes of one rank: of its device, or of its part of the machine's memory."""
+
+    bytes: int
+    is_cpu: bool = False
+
+    def need(self, memory: Memory) -> int:
+        """What a rank takes of it at most, margins included."""
+        reserve, margin = (PROCESS_BYTES, CPU_MARGIN) if self.is_cpu else (GPU_RESERVE, FRAGMENTATION)
+        return reserve + int(memory.peak_bytes * (1 + margin))
+
+    def spare(self, memory: Memory) -> int:
+        """What is left of it; less than 0: what is missing."""
+        return self.bytes - self.need(memory)
+
+    def holds(self, memory: Memory) -> bool:
+        return self.spare(memory) >= 0
+
+
+@dataclass(frozen=True)
+class Variant:
+    """Another way to train the same: `overrides` are words of a launch line that turn the recipe into it."""
+
+    work: Workload
+    overrides: tuple[str, ...]
+
+
+def remedy(work: Workload, room: Room, presets: dict[str, Zero]) -> Variant | None:
+    """The first single change that makes it fit: a smaller micro-batch, more checkpointing, another DeepSpeed file of
+    `presets` (by path, from the least that is split to the most); then two of them, then all. None: nothing does."""
+    micro, modes, files = list(_smaller(work)), list(_leaner(work)), list(_split(work, presets))
+    smallest, leanest = micro[-1:], modes[-1:]
+    combined = [*_joined(smallest, leanest, work), *_joined(leanest, files, work), *_joined(smallest, files, work)]
+    most = _joined(_joined(smallest, leanest, work), files, work)
+    for variant in (*micro, *modes, *files, *combined, *most):
+        if room.holds(memory_of(variant.work)):
+            return variant
+    return None
+
+
+def micro_batches(work: Workload) -> list[int]:
+    """Those that divide what a rank reads in a step, from the largest power of two down, the given one among them."""
+    samples = work.micro_batch * work.accumulation
+    powers = {1 << n for n in range(samples.bit_length()) if samples % (1 << n) == 0}
+    return sorted(powers | {work.micro_batch}, reverse=True)
+
+
+def with_micro_batch(work: Workload, size: int) -> Workload:
+    return replace(work, micro_batch=size, accumulation=work.micro_batch * work.accumulation // size)
+
+
+def _smaller(work: Workload) -> Iterator[Variant]:
+    for size in micro_batches(work):
+        if size < work.micro_batch:
+            yield Variant(with_micro_batch(work, size), (f"train.micro_batch_size={size}",))
+
+
+def _leaner(work: Workload) -> Iterator[Variant]:
+    order = ["none", "selective", "full"]
+    held = order.index(work.checkpointing) if work.checkpointing in order else 1
+    for mode in order[held + 1 :]:
+        yield Variant(replace(work, checkpointing=mode), (f"train.activation_checkpointing={mode}",))
+
+
+def _split(work: Workload, presets: dict[str, Zero]) -> Iterator[Variant]:
+    for path, zero in presets.items():
+        mine = (work.zero.stage, work.zero.offloads_optimizer)
+        if (zero.stage, zero.offloads_optimizer) > mine or zero.offloads_optimizer > work.zero.offloads_optimizer:
+            yield Variant(replace(work, zero=zero), (f"deepspeed={path}",))
+
+
+def _joined(some: Iterable[Variant], others: Sequence[Variant], work: Workload) -> list[Variant]:
+    """Each of the ones with each of the others: they change different things."""
+    found = []
+    for one in some:
+        for other in others:
+            changed = {
+                name: getattr(other.work, name)
+                for name in ("micro_batch", "accumulation", "checkpointing", "zero")
+                if getattr(other.work, name) != getattr(work, name)
+            }
+            found.append(Variant(replace(one.work, **changed), one.overrides + other.overrides))
+    return found

@@ -1,0 +1,183 @@
+"""Bytes that one rank holds at each moment of a run, by part: on its device, and in its host's memory.
+
+Follows DeepSpeed 0.19 as it is written (runtime/zero/stage_1_and_2.py, stage3.py, fp16/unfused_optimizer.py) and
+scaletrain/engine. P parameters, S = P / ranks, b bytes of a weight. An allocation that is touched later counts at once
+on a GPU, and as it fills on a CPU, whose resident memory is what is measured there.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from scaletrain.planner.gradients import Held, backward_parts
+from scaletrain.planner.resident import LATE_LIBRARIES, kept
+from scaletrain.planner.workload import Workload
+
+_MASTER, _MOMENTS = 4, 8  # float32 weights; Adam's two moments
+
+
+@dataclass(frozen=True)
+class Part:
+    """`is_host`: in the memory of the machine, not of the GPU. On a CPU they are one."""
+
+    name: str
+    bytes: int
+    is_host: bool = False
+
+
+@dataclass(frozen=True)
+class Moment:
+    """What is held while the run is at one thing."""
+
+    name: str
+    parts: tuple[Part, ...]
+
+    @property
+    def device(self) -> int:
+        return sum(part.bytes for part in self.parts if not part.is_host)
+
+    @property
+    def host(self) -> int:
+        return sum(part.bytes for part in self.parts if part.is_host)
+
+    @property
+    def whole(self) -> int:
+        return self.device + self.host
+
+
+@dataclass(frozen=True)
+class Memory:
+    """One rank's, at each moment. `is_one`: device and host are one memory, as on a CPU."""
+
+    moments: tuple[Moment, ...]
+    is_one: bool
+
+    @property
+    def peak(self) -> Moment:
+        """The moment at which the device holds most."""
+        return max(self.moments, key=lambda moment: moment.whole if self.is_one else moment.device)
+
+    @property
+    def peak_bytes(self) -> int:
+        return self.peak.whole if self.is_one else self.peak.device
+
+    @property
+    def host_peak(self) -> Moment:
+        return max(self.moments, key=lambda moment: moment.host)
+
+
+def memory_of(work: Workload) -> Memory:
+    state = (*standing(work), *_copy(work))
+    # A resume fills the state from mapped files, whose pages make way; an old copy it has not.
+    moments = [
+        Moment("start", tuple(_start(work))),
+        Moment("load", tuple(standing(work))),
+        *(Moment(held.moment, (*state, *_parts(held))) for held in backward_parts(work)),
+        Moment("update", (*state, *_update(work))),
+        Moment("save", state),
+    ]
+    if work.device == "cpu":
+        # What an update frees lies at the heap's top, and is given back.
+        most = max(_small(work, moment) for moment in moments if moment.name != "update")
+        moments = [_resident(work, moment, most) for moment in moments]
+    return Memory(tuple(moments), is_one=work.device == "cpu")
+
+
+def _resident(work: Workload, moment: Moment, most: int) -> Moment:
+    """With what the process holds beside it, see resident.py."""
+    more = (
+        Part("libraries that load late", LATE_LIBRARIES),
+        Part("freed, kept by the C library", kept(work, most, _small(work, moment))),
+    )
+    return Moment(moment.name, (*moment.parts, *more))
+
+
+def _small(work: Workload, moment: Moment) -> int:
+    """Of what comes and goes, the bytes in small blocks: not buckets, nor what is joined of all parameters."""
+    names = ("activations", "gradients", "float32 gradients") if work.zero.stage == 0 else ("activations",)
+    return sum(part.bytes for part in moment.parts if part.name in names)
+
+
+def _parts(held: Held) -> Iterator[Part]:
+    for name, size in (
+        ("activations", held.activations),
+        ("gradients", held.gradients),
+        ("communication buckets", held.buckets),
+        ("gathered weights", held.gathered),
+    ):
+        if size:
+            yield Part(name, size)
+
+
+def standing(work: Workload) -> Iterator[Part]:
+    """What a rank holds from the first update on, whatever it is at."""
+    zero, b, P = work.zero, work.itemsize, work.parameters
+    S = work.share_of(P)
+    if zero.stage == 0:
+        yield Part("weights", b * P)
+        if b < _MASTER:
+            yield Part("float32 masters", _MASTER * P)
+        yield Part("optimizer moments", _MOMENTS * P)
+        return
+    off = zero.offloads_optimizer
+    # At stage 3 each rank keeps its part only; in float32 that is its master too, but where the optimizer is away.
+    weights = P if zero.stage < 3 else S
+    yield Part("weights", b * weights, is_host=zero.offloads_parameters)
+    if zero.stage < 3 or b < _MASTER or off:
+        yield Part("float32 masters", _rounded(work, _MASTER * S, off), is_host=off)
+    yield Part("optimizer moments", _MOMENTS * S, is_host=off)
+    if zero.stage == 3:
+        yield Part("gradients of its part", _rounded(work, b * S, off), is_host=off)
+        bucket = zero.reduce_bucket if work.device == "cuda" else min(P, zero.reduce_bucket)
+        yield Part("communication buckets", b * bucket)
+    if off:
+        yield Part("float32 gradients", _rounded(work, _MASTER * S, off), is_host=True)
+        if zero.stage < 3:
+            yield Part("weights on their way", _rounded(work, b * S, off), is_host=True)
+            yield Part("a gradient on its way", b * work.largest_parameter, is_host=True)
+            yield Part("a gradient on its way", b * work.largest_parameter)
+
+
+def _copy(work: Workload) -> Iterator[Part]:
+    """The state for a checkpoint that is written behind training; kept for the next one (engine.py). Stage 0 splits it
+    among the ranks too."""
+    if work.copies_state:
+        size = (_MASTER + _MOMENTS) * work.share_of(work.parameters)
+        is_pinned = work.device == "cuda"
+        yield Part("copy for saving", _power_of_two(size) if is_pinned else size, is_host=True)
+
+
+def _start(work: Workload) -> Iterator[Part]:
+    """Below stage 3 each rank builds the whole model in float32 in host memory; under zero.Init it never exists."""
+    if work.zero.stage < 3:
+        yield Part("model as it is built", _MASTER * work.parameters, is_host=True)
+        return
+    yield Part("weights", work.itemsize * work.share_of(work.parameters), is_host=work.zero.offloads_parameters)
+    yield Part("parameter as it is built", _MASTER * work.largest_parameter)
+
+
+def _update(work: Workload) -> Iterator[Part]:
+    """Gradients become float32 and are used, a group at a time."""
+    zero, b, P = work.zero, work.itemsize, work.parameters
+    if zero.stage == 0:
+        yield Part("gradients", b * P)
+        if b < _MASTER:
+            yield Part("float32 gradients", _MASTER * P)
+        return
+    if zero.offloads_optimizer:
+        return  # they are there already, see standing
+    group = work.share_of(work.largest_group)
+    if zero.stage == 3:
+        group = min(group, max(zero.sub_group, work.share_of(work.largest_parameter)))
+    flat = b * group if b < _MASTER else 0  # joined, then made float32; joined is enough in float32
+    if zero.stage < 3:
+        yield Part("gradients of its part", b * work.share_of(P))
+    yield Part("float32 gradients", flat + _MASTER * group)
+
+
+def _rounded(work: Workload, size: int, is_pinned: bool) -> int:
+    """torch's allocator of pinned memory gives powers of two (CachingHostAllocator)."""
+    return _power_of_two(size) if is_pinned and work.zero.pins and work.device == "cuda" else size
+
+
+def _power_of_two(size: int) -> int:
+    return 1 << max(0, size - 1).bit_length()

@@ -1,0 +1,22 @@
+"""What a process on a CPU holds beside what is in use: libraries that load late, and memory that the C library keeps.
+
+glibc takes blocks below 32 MB from a heap and gives back only its top, and that only beyond 64 MB (mallopt(3):
+M_MMAP_THRESHOLD, M_TRIM_THRESHOLD). So what activations took in a backward pass is still held in the update, which
+needs other, large blocks. The constants were fitted to benchmarks/plan_memory.py: torch 2.13, DeepSpeed 0.19.
+"""
+
+from scaletrain.planner.workload import Workload
+
+LATE_LIBRARIES = 60_000_000
+_TOP = 64 << 20  # of a heap that is not given back
+_WRITING = 16 << 20  # a block on its way to the disk, see engine/state_files.py
+_MASTER = 4  # bytes of a float32 weight
+
+
+def kept(work: Workload, most: int, used: int) -> int:
+    """Freed, but held, at a moment at which `used` bytes of small blocks are in use, of `most` at any."""
+    top = min(_TOP, work.itemsize * work.parameters)
+    # At stage 3 each parameter was built in float32 between what stays of the ones before it: holes.
+    holes = _MASTER * work.share_of(work.parameters) if work.zero.stage == 3 else 0
+    writing = _WRITING if work.copies_state else 0
+    return max(0, most - used) + top + holes + writing

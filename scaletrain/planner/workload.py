@@ -1,0 +1,87 @@
+"""One rank's part of a run, in numbers: what the planner's formulas take."""
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal
+
+from scaletrain.config.architecture import Architecture
+from scaletrain.config.schema import Precision
+from scaletrain.model.activation_bytes import Activations, activations
+from scaletrain.model.count import block_matmul_parameters, count_parameters
+from scaletrain.planner.zero import Zero
+
+ITEMSIZE: dict[Precision, int] = {"bf16": 2, "fp16": 2, "fp32": 4}
+
+
+@dataclass(frozen=True)
+class Workload:
+    """`sharing` ranks share each sample; `micro_batch` samples a forward pass. `copies_state`: checkpoints are written
+    from a copy in host memory while training goes on."""
+
+    arch: Architecture
+    context: int
+    micro_batch: int
+    accumulation: int
+    checkpointing: str
+    precision: Precision
+    zero: Zero
+    ranks: int
+    device: Literal["cpu", "cuda"] = "cuda"
+    sharing: int = 1
+    copies_state: bool = True
+
+    @property
+    def itemsize(self) -> int:
+        """Bytes of a weight as the model computes with it, and of its gradient."""
+        return ITEMSIZE[self.precision]
+
+    @cached_property
+    def parameters(self) -> int:
+        return count_parameters(self.arch).total
+
+    @cached_property
+    def embedding(self) -> int:
+        """Elements of one vocabulary matrix."""
+        return self.arch.vocab_size * self.arch.hidden_size
+
+    @cached_property
+    def largest_parameter(self) -> int:
+        wide = self.arch.hidden_size * self.arch.ffn_hidden_size
+        return max(self.embedding, wide)
+
+    @cached_property
+    def decayed(self) -> int:
+        """Parameters with weight decay: the optimizer's first group, see optim/groups.py."""
+        head = 0 if self.arch.tie_embeddings else self.embedding
+        return self.arch.num_layers * block_matmul_parameters(self.arch) + head
+
+    @property
+    def largest_group(self) -> int:
+        return max(self.decayed, self.parameters - self.decayed)
+
+    @cached_property
+    def of_block(self) -> int:
+        """Parameters of one block."""
+        non_embedding = count_parameters(self.arch).non_embedding
+        norm = (2 if self.arch.family == "gpt2" else 1) * self.arch.hidden_size
+        return (non_embedding - norm) // self.arch.num_layers
+
+    @property
+    def tokens(self) -> int:
+        """Of one micro-batch on one rank."""
+        return self.micro_batch * self.context // self.sharing
+
+    @cached_property
+    def activations(self) -> Activations:
+        return activations(
+            self.arch,
+            self.checkpointing,
+            samples=self.micro_batch,
+            tokens=self.context // self.sharing,
+            itemsize=self.itemsize,
+            device=self.device,
+        )
+
+    def share_of(self, elements: int) -> int:
+        """A rank's part of so many, where the stage splits them."""
+        return -(-elements // self.ranks)

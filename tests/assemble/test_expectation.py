@@ -1,0 +1,64 @@
+"""A hopeless run is refused before its model is built, and a run's end is held against its plan."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from scaletrain.assemble import expectation
+from scaletrain.assemble.pretraining import settle_pretraining
+from scaletrain.data.shards import Dataset
+from scaletrain.errors import ConfigError
+from scaletrain.track.sinks import JsonLines
+from tests.conftest import write_recipe
+
+
+@pytest.fixture
+def recipe(dataset: Dataset, tmp_path: Path) -> Path:
+    (tmp_path / "run").mkdir()
+    return write_recipe(tmp_path, dataset, tmp_path / "run")
+
+
+def test_what_is_expected_is_written_into_the_run_folder(recipe: Path, tmp_path: Path) -> None:
+    settled = settle_pretraining(recipe, [], None)
+    expected = expectation.begin(settled, force=False)
+    assert expected is not None
+    found = json.loads((tmp_path / "run" / "plan.json").read_text())
+    assert set(found) == {"peak_bytes", "moment", "parts", "process_bytes", "tokens_per_second"}
+    assert sum(found["parts"].values()) == found["peak_bytes"] == expected.peak_bytes
+    assert found["tokens_per_second"] is None  # a CPU's rate is not known
+
+
+def test_a_hopeless_run_is_refused_and_can_be_forced(
+    recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settled = settle_pretraining(recipe, [], None)
+    needed = expectation.begin(settled, force=False).peak_bytes  # type: ignore[union-attr]
+    monkeypatch.setattr(expectation, "available_memory", lambda: int(needed / 1.09))
+    assert expectation.begin(settled, force=False) is not None
+    (tmp_path / "run" / "plan.json").unlink()
+    monkeypatch.setattr(expectation, "available_memory", lambda: int(needed / 1.11))
+    with pytest.raises(ConfigError, match=r"run: a rank needs \d.* GB by plan, and has \d.* GB: .*--force goes on"):
+        expectation.begin(settled, force=False)
+    assert not (tmp_path / "run" / "plan.json").exists()
+    assert expectation.begin(settled, force=True) is not None
+
+
+def test_a_machine_that_does_not_tell_its_memory_refuses_nothing(recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(expectation, "available_memory", lambda: None)
+    assert expectation.begin(settle_pretraining(recipe, [], None), force=False) is not None
+
+
+def test_the_end_tells_planned_beside_measured(recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    settled = settle_pretraining(recipe, [], None)
+    expected = expectation.Expected(900_000_000, "update", {}, 100_000_000, None)
+    monkeypatch.setattr(expectation, "peak_memory_bytes", lambda device: 800_000_000)
+    line = "plan    a rank's memory: 1.00 GB planned, 0.80 GB measured (+25%)"
+    assert expectation.compare(expected, settled) == line
+    known = expectation.Expected(900_000_000, "update", {}, 100_000_000, 5000.0)
+    assert expectation.compare(known, settled) == line  # no step was logged
+    sink = JsonLines(tmp_path / "run" / "metrics.jsonl", 0)
+    for step, rate in enumerate((10.0, 4000.0, 4100.0), start=1):
+        sink.write(step, {"tokens_per_second": rate})
+    sink.close()
+    assert expectation.compare(known, settled) == f"{line}; tokens/s: 5,000 planned, 4,000 measured"

@@ -1,0 +1,79 @@
+"""What fits, what makes it fit, and what a search finds."""
+
+from dataclasses import replace
+
+import pytest
+
+from scaletrain.config.hardware import hardware
+from scaletrain.planner.fit import FRAGMENTATION, GPU_RESERVE, PROCESS_BYTES, Room, micro_batches, remedy
+from scaletrain.planner.memory import memory_of
+from scaletrain.planner.search import search
+from scaletrain.planner.time import Cluster
+from scaletrain.planner.zero import Zero
+from tests.planner.made import workload
+
+BUCKET = 50_000_000
+PRESETS = {
+    "zero1.json": Zero(1, overlaps=True, reduce_bucket=BUCKET),
+    "zero3.json": Zero(3, overlaps=True, reduce_bucket=BUCKET),
+    "zero3-offload.json": Zero(3, True, True, overlaps=True, reduce_bucket=BUCKET),
+}
+
+
+def test_margins_are_part_of_what_is_needed() -> None:
+    memory = memory_of(workload(1))
+    assert Room(0).need(memory) == GPU_RESERVE + int(memory.peak_bytes * (1 + FRAGMENTATION))
+    assert Room(0, is_cpu=True).need(memory) == PROCESS_BYTES + int(memory.peak_bytes * 1.05)
+    need = Room(0).need(memory)
+    assert Room(need).holds(memory)
+    assert not Room(need - 1).holds(memory)
+    assert Room(need + 7).spare(memory) == 7
+
+
+@pytest.mark.parametrize(
+    ("room_gb", "stage", "mode", "micro", "expected"),
+    [
+        (80, 1, "none", 4, ("train.micro_batch_size=2",)),
+        (45, 1, "none", 1, ("train.activation_checkpointing=selective",)),
+        (24, 1, "full", 1, ("deepspeed=zero3.json",)),
+        (12, 1, "full", 1, ("deepspeed=zero3-offload.json",)),
+        (24, 1, "none", 2, ("train.activation_checkpointing=full", "deepspeed=zero3.json")),
+        (1, 1, "none", 4, None),
+    ],
+)
+def test_the_first_change_that_makes_it_fit(
+    room_gb: float, stage: int, mode: str, micro: int, expected: tuple[str, ...] | None
+) -> None:
+    work, room = workload(stage, checkpointing=mode, micro_batch=micro), Room(int(room_gb * 1e9))
+    assert not room.holds(memory_of(work))
+    found = remedy(work, room, PRESETS)
+    assert (None if found is None else found.overrides) == expected
+    if found is not None:
+        assert room.holds(memory_of(found.work))
+        assert found.work.micro_batch * found.work.accumulation == micro
+
+
+def test_micro_batches_divide_what_a_rank_reads() -> None:
+    assert micro_batches(workload(micro_batch=2, accumulation=6)) == [4, 2, 1]
+    assert micro_batches(workload(micro_batch=3, accumulation=2)) == [3, 2, 1]
+
+
+def test_a_search_keeps_to_the_memory_and_gives_the_fastest_first() -> None:
+    work = workload(micro_batch=1, accumulation=8)
+    cluster = Cluster(hardware("a100-40"), 1, 8, 25e9)
+    room = Room(hardware("a100-40").memory)
+    found = search(work, room, cluster, PRESETS)
+    assert found
+    assert all(room.holds(one.memory) for one in found)
+    rates = [one.time.tokens_per_second for one in found]
+    assert rates == sorted(rates, reverse=True)
+    assert all(one.variant.work.micro_batch * one.variant.work.accumulation == 8 for one in found)
+    larger = search(work, Room(10**12), cluster, PRESETS)
+    assert len(larger) == 3 * 3 * 4 > len(found)
+    assert search(work, Room(10**9), cluster, PRESETS) == []
+
+
+def test_a_search_is_of_what_the_recipe_reads_in_a_step() -> None:
+    work = replace(workload(), micro_batch=2, accumulation=2)
+    found = search(work, Room(10**12), Cluster(hardware("h100"), 1, 8, 50e9), PRESETS)
+    assert {one.time.tokens for one in found} == {8 * 4 * 4096}
