@@ -16,6 +16,7 @@ from scaletrain.commands.export import export
 from scaletrain.commands.generate import generate
 from scaletrain.commands.prepare import prepare
 from scaletrain.commands.preview import preview
+from scaletrain.commands.runs import runs
 from scaletrain.commands.status import status
 from scaletrain.commands.submit import submit
 from scaletrain.commands.supervise import supervise
@@ -38,6 +39,7 @@ app.command()(audit)
 app.command()(supervise)
 app.command()(submit)
 app.command()(status)
+app.command()(runs)
 app.command()(cancel)
 app.command()(verify)
 app.command()(doctor)
