@@ -21,6 +21,7 @@ from scaletrain.commands.status import status
 from scaletrain.commands.submit import submit
 from scaletrain.commands.supervise import supervise
 from scaletrain.commands.verify import verify
+from scaletrain.commands.watch import watch
 from scaletrain.errors import EXIT_USER, ScaleTrainError
 
 app = typer.Typer(
@@ -40,6 +41,7 @@ app.command()(supervise)
 app.command()(submit)
 app.command()(status)
 app.command()(runs)
+app.command()(watch)
 app.command()(cancel)
 app.command()(verify)
 app.command()(doctor)

@@ -33,8 +33,11 @@ class Recorded:
 
     def refresh(self) -> None:
         """Reads what was written since the last time."""
-        self._metrics.read(lambda line: self.curves.add(line), self._forget_curves)
+        self._metrics.read(self._add_line, self._forget_curves)
         self._events.read(self._add_event, self.events.clear)
+
+    def _add_line(self, line: dict[str, Any]) -> None:
+        self.curves.add(line)
 
     def _forget_curves(self) -> None:
         self.curves = Curves()
