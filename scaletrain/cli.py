@@ -16,6 +16,7 @@ from scaletrain.commands.export import export
 from scaletrain.commands.generate import generate
 from scaletrain.commands.prepare import prepare
 from scaletrain.commands.preview import preview
+from scaletrain.commands.report import report
 from scaletrain.commands.runs import runs
 from scaletrain.commands.status import status
 from scaletrain.commands.submit import submit
@@ -42,6 +43,7 @@ app.command()(submit)
 app.command()(status)
 app.command()(runs)
 app.command()(watch)
+app.command()(report)
 app.command()(cancel)
 app.command()(verify)
 app.command()(doctor)
