@@ -66,9 +66,12 @@ class Curves:
             return
         kept = {name: value for name, value in line.items() if name not in _NOT_KEPT}
         evaluated = {n.removeprefix(_EVALUATION): value for n, value in kept.items() if n.startswith(_EVALUATION)}
-        table, other = (self.evaluations, self.training) if evaluated else (self.training, self.evaluations)
-        table.put(step, evaluated or kept)
-        other.cut(step + 1)  # no more than what later lines have taken back
+        if evaluated:
+            self.training.cut(step + 1)
+            self.evaluations.put(step, evaluated)
+        else:
+            self.evaluations.cut(step)  # an evaluation comes after its step
+            self.training.put(step, kept)
 
     def training_seconds(self) -> "np.ndarray[Any, np.dtype[np.float64]]":
         """Seconds of training up to each logged step: the steps' own, without evaluations, saves and pauses."""

@@ -12,6 +12,13 @@ const runColour = (number) => colour(`--run-${number % 8}`);
 // Runs 5 to 8 are dashed, so that no two neighbours in hue look alike; further ones are dotted, then mixed.
 const runDash = (number) => DASHES[Math.floor(number / 4) % DASHES.length];
 
+// From the least value to the greatest, but never so narrow that no tick could tell them apart.
+function spread(_, low, high) {
+  if (low === null || high === null) return [0, 1];
+  const least = Math.max(Math.abs(low), Math.abs(high)) * 1e-4 || 1, middle = (low + high) / 2;
+  return high - low < least ? [middle - least, middle + least] : uPlot.rangeNum(low, high, 0.1, true);
+}
+
 // The values of a table along the x axis; rows without one are left out of lines by uPlot's own gaps.
 function along(table, view) {
   const key = `x:${view.axis}`;
@@ -97,9 +104,9 @@ class Chart {
       height: this.spec.first ? Math.min(380, Math.max(240, width * 0.45)) : 220,
       legend: { show: false },
       cursor: { y: false, points: { show: false }, drag: { x: true, y: false, setScale: false }, sync: { key: "all" } },
-      scales: { x: { time: false, range: () => view.range ?? view.whole }, y: { distr: this.isLog() ? 3 : 1 } },
+      scales: { x: { time: false, range: () => view.range ?? view.whole }, y: { distr: this.isLog() ? 3 : 1, range: this.isLog() ? undefined : spread } },
       axes: [
-        { ...axis, values: (_, ticks) => ticks.map((tick) => short(tick)) },
+        { ...axis, size: 30, values: (_, ticks) => ticks.map((tick) => short(tick)) },
         { ...axis, size: 58, values: (_, ticks) => ticks.map((tick) => (tick === null ? "" : short(tick))) },
       ],
       series: [{}, ...series],

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterable
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -55,7 +56,7 @@ def thin(values: Floats, limit: int) -> "np.ndarray[Any, np.dtype[np.int64]]":
     edges = np.linspace(0, len(values), limit // 2 + 1).astype(np.int64)
     high = np.where(np.isfinite(values), values, np.inf)
     kept = {len(values) - 1}
-    for a, b in zip(edges[:-1], edges[1:], strict=True):
+    for a, b in pairwise(edges.tolist()):
         part = high[a:b]
         kept |= {int(a + part.argmin()), int(a + part.argmax())}
     return np.array(sorted(kept), dtype=np.int64)

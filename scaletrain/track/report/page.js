@@ -19,6 +19,7 @@ const CHARTS = [
 const view = {
   axis: "step", unit: 1, smoothing: 0.6, log: false, range: null, whole: [0, 1],
   show(range) {
+    if (range && range[1] - range[0] < this.whole[1] * 1e-5) return;
     this.range = range;
     for (const chart of charts) chart.draw();
   },
@@ -27,7 +28,7 @@ const view = {
     const at = around ?? (low + high) / 2;
     const next = [Math.max(this.whole[0], at - (at - low) * factor), Math.min(this.whole[1], at + (high - at) * factor)];
     const isAll = next[0] <= this.whole[0] && next[1] >= this.whole[1];
-    if (next[1] > next[0]) this.show(isAll ? null : next);
+    this.show(isAll ? null : next);
   },
   move(share) {
     if (!this.range) return;
