@@ -28,7 +28,9 @@ class Columns:
         rows = len(self.steps)
         for name, value in values.items():
             if (number := _number(value)) is not None:
-                self.values.setdefault(name, array("d", [math.nan]) * rows).append(number)
+                if name not in self.values:
+                    self.values[name] = array("d", [math.nan]) * rows
+                self.values[name].append(number)
         for column in self.values.values():
             if len(column) == rows:
                 column.append(math.nan)

@@ -236,3 +236,64 @@ def test_a_browser_runs_nothing_that_a_run_brought(tmp_path: Path) -> None:
     assert said == []
     assert 'data-ready="true"' in found
     assert "<img" not in found
+
+
+CLICKS = """
+<script>
+(async () => {
+  const press = async (key) => {
+    charts[0].box.dispatchEvent(new KeyboardEvent("keydown", { key, bubbles: true }));
+    await null;
+  };
+  const choose = async (selector) => { document.querySelector(selector).click(); await null; await null; };
+  const told = () => charts[0].readout.textContent;
+  const seen = {};
+  for (const axis of ["tokens", "seconds", "step"]) {
+    await choose(`input[value=${axis}]`);
+    seen[axis] = view.whole[1];
+  }
+  await choose("#log");
+  await press("ArrowLeft");
+  seen.middle = told();
+  await press("+");
+  seen.zoomed = view.range;
+  await choose("[data-view=right]");
+  seen.moved = view.range;
+  await choose("[data-view=all]");
+  seen.all = view.range;
+  const slider = document.getElementById("smoothing");
+  slider.value = 0;
+  slider.dispatchEvent(new Event("input"));
+  seen.raw = told();
+  await choose("#runs input");
+  seen.hidden = told();
+  document.body.dataset.seen = JSON.stringify(seen);
+})();
+</script></body>"""
+
+
+@pytest.mark.slow
+def test_controls_work_by_mouse_and_by_keyboard(tmp_path: Path) -> None:
+    lines = [line for line in write_run(tmp_path / "a", 500) if "loss" in line]
+    write_run(tmp_path / "b", 400, seed=1)
+    page = make_page(read_all(tmp_path / "a", tmp_path / "b")).replace("</body>", CLICKS)
+    (tmp_path / "report.html").write_text(page)
+    found, said = in_browser(tmp_path / "report.html")
+    assert said == []
+    clicked = re.search(r'data-seen="([^"]*)"', found)
+    assert clicked is not None
+    seen = json.loads(unescape(clicked[1]))
+    assert seen["step"] == 500
+    assert seen["tokens"] == 500 * 8192
+    assert seen["seconds"] == pytest.approx(sum(line["step_seconds"] for line in lines) / 60, rel=1e-6)
+    at = re.match(r"a: ([0-9.]+) \(smoothed [0-9.]+\) at step (\d+)", seen["middle"])
+    assert at is not None
+    assert 230 <= int(at[2]) <= 250
+    assert float(at[1]) == pytest.approx(lines[int(at[2]) - 1]["loss"], rel=1e-5)
+    low, high = seen["zoomed"]
+    assert low < int(at[2]) < high
+    assert high - low == pytest.approx(250)
+    assert seen["moved"] == pytest.approx([low + 62.5, high + 62.5])
+    assert seen["all"] is None
+    assert "smoothed" not in seen["raw"]
+    assert seen["hidden"].startswith("b: ")

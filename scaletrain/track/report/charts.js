@@ -2,6 +2,7 @@
 "use strict";
 
 const DASHES = [[], [8, 4], [2, 3], [10, 3, 2, 3]];
+const MOST_RAW = 3;  // runs whose unsmoothed lines are drawn too; those of more would hide the smooth ones
 const MARKED = ["resume", "roll_back", "spike", "stop"];
 
 function colour(name) {
@@ -15,7 +16,7 @@ const runDash = (number) => DASHES[Math.floor(number / 4) % DASHES.length];
 // From the least value to the greatest, but never so narrow that no tick could tell them apart.
 function spread(_, low, high) {
   if (low === null || high === null) return [0, 1];
-  const least = Math.max(Math.abs(low), Math.abs(high)) * 1e-4 || 1, middle = (low + high) / 2;
+  const least = Math.max(Math.abs(low), Math.abs(high)) * 1e-2 || 1, middle = (low + high) / 2;
   return high - low < least ? [middle - least, middle + least] : uPlot.rangeNum(low, high, 0.1, true);
 }
 
@@ -67,7 +68,7 @@ class Chart {
     const table = run[spec.table];
     if (!spec.smooth) return [{ table, key, width: 1.6, dash, points: spec.table === "evaluation" }];
     return [
-      { table, key, width: 1, dash: [], alpha: "55", raw: true },
+      { table, key, width: 1, dash: [], alpha: "48", raw: true },
       { table, key, width: 1.8, dash, smooth: true },
       { table: run.evaluation, key: "eval_" + key, width: 1.2, dash: [3, 3], points: true },
     ];
@@ -75,9 +76,10 @@ class Chart {
 
   data() {
     const { view } = this, [low, high] = view.range ?? view.whole;
+    const withRaw = view.smoothing > 0 && this.runs.filter((run) => run.shown).length <= MOST_RAW;
     const parts = Math.max(200, this.canvas.clientWidth);
     const tables = this.runs.flatMap((run, number) => this.lines(run, number).map((line) => {
-      if (!run.shown || !line.table[line.key] || (line.raw && !view.smoothing)) return [[], []];
+      if (!run.shown || !line.table[line.key] || (line.raw && !withRaw)) return [[], []];
       const values = line.smooth ? smoothed(line.table, line.key, view.smoothing) : line.table[line.key];
       const [xs, ys] = thinned(along(line.table, view), values, low, high, parts);
       const scale = this.spec.scale ?? 1, positive = this.isLog();
@@ -97,7 +99,7 @@ class Chart {
       stroke: () => runColour(number) + (line.alpha ?? ""),
       width: line.width,
       dash: line.dash,
-      points: { show: Boolean(line.points), size: 5 },
+      points: { show: Boolean(line.points), size: 5, fill: () => colour("--ground") },
     })));
     return {
       width,
@@ -107,7 +109,7 @@ class Chart {
       scales: { x: { time: false, range: () => view.range ?? view.whole }, y: { distr: this.isLog() ? 3 : 1, range: this.isLog() ? undefined : spread } },
       axes: [
         { ...axis, size: 30, values: (_, ticks) => ticks.map((tick) => short(tick)) },
-        { ...axis, size: 58, values: (_, ticks) => ticks.map((tick) => (tick === null ? "" : short(tick))) },
+        { ...axis, size: 62, values: (_, ticks) => ticks.map((tick) => (tick === null ? "" : short(tick))) },
       ],
       series: [{}, ...series],
       hooks: {

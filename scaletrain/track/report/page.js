@@ -5,13 +5,13 @@ const RUNS = JSON.parse(document.getElementById("data").textContent).map((run) =
 const CHARTS = [
   { title: "Loss", keys: ["loss"], table: "training", smooth: true, log: true, first: true },
   { title: "Evaluation", keys: [], table: "evaluation" },
-  { title: "Tokens per second", keys: ["tokens_per_second"], table: "training" },
-  { title: "Share of the peak FLOP/s (MFU)", keys: ["mfu"], table: "training", scale: 0.01, unit: "%" },
+  { title: "Tokens per second", keys: ["tokens_per_second"], table: "training", smooth: true },
+  { title: "Share of the peak FLOP/s (MFU)", keys: ["mfu"], table: "training", smooth: true, scale: 0.01, unit: "%" },
   { title: "Peak memory of rank 0, GiB", keys: ["peak_memory_bytes"], table: "training", scale: 2 ** 30, unit: " GiB" },
-  { title: "Gradient norm", keys: ["grad_norm"], table: "training" },
+  { title: "Gradient norm", keys: ["grad_norm"], table: "training", smooth: true },
   { title: "Learning rate", keys: ["lr"], table: "training" },
   { title: "Seconds a step", keys: ["step_seconds", "data_wait_seconds", "forward_seconds", "backward_seconds",
-    "optimizer_seconds", "rank_seconds_median", "rank_seconds_max"], table: "training" },
+    "optimizer_seconds", "rank_seconds_median", "rank_seconds_max"], table: "training", smooth: true },
   { title: "Updates left out", keys: ["skipped_steps"], table: "training" },
 ];
 
@@ -112,4 +112,7 @@ if (!charts.length) document.getElementById("charts").textContent = "No step is 
 rebuild();
 drawEvents();
 listen();
-Object.assign(document.documentElement.dataset, { ready: "true", readySeconds: (performance.now() / 1000).toFixed(2) });
+// After the charts, which draw themselves once this script is over.
+queueMicrotask(() => Object.assign(document.documentElement.dataset, {
+  ready: "true", readySeconds: (performance.now() / 1000).toFixed(2),
+}));

@@ -30,7 +30,7 @@ def make_page(runs: Sequence[ReportedRun]) -> str:
         {"name": run.name, **curves_of(run.recorded.curves, limit), "events": tables.told_events(run)} for run in runs
     ]
     parts = {
-        "title": escape(f"{runs[0].name} and {len(runs) - 1} more" if len(runs) > 1 else runs[0].name),
+        "title": escape(_title([run.name for run in runs])),
         "license": _read("uplot/LICENSE").replace("--", "- -"),
         "styles": "\n".join(map(_read, _STYLES)),
         "scripts": "\n".join(f"<script>\n{_read(name)}</script>" for name in _SCRIPTS),
@@ -44,6 +44,10 @@ def make_page(runs: Sequence[ReportedRun]) -> str:
     }
     # In one pass: what is put in is not searched for more.
     return re.sub(r"\{\{(\w+)\}\}", lambda found: parts[found[1]], _read("page.html"))
+
+
+def _title(names: Sequence[str]) -> str:
+    return ", ".join(names) if len(names) <= 3 else f"{len(names)} runs: {names[0]} to {names[-1]}"
 
 
 def _as_script(value: Any) -> str:

@@ -64,5 +64,5 @@ function short(value, digits = 4) {
   for (const [unit, scale] of [["T", 1e12], ["G", 1e9], ["M", 1e6], ["k", 1e4]]) {
     if (size >= scale) return `${+(value / (unit === "k" ? 1e3 : scale)).toPrecision(digits)}${unit}`;
   }
-  return size !== 0 && size < 1e-3 ? value.toExponential(digits - 2) : `${+value.toPrecision(digits)}`;
+  return size !== 0 && size < 1e-3 ? Number(value.toPrecision(digits)).toExponential() : `${+value.toPrecision(digits)}`;
 }
