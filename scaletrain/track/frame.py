@@ -129,9 +129,10 @@ def _spread(run: Recorded) -> str:
     if not middle or worst is None:
         return ""
     told = f"own time a step: median {middle:.3g} s, slowest {worst:.3g} s ({worst / middle:.2f} times)"
-    slow = next((e for e in reversed(run.events) if e["event"] in ("straggler", "start", "resume")), {})
-    is_slow = slow.get("change") == "slow"
-    return told + (f"; rank {slow.get('slow_rank')} on {slow.get('slow_host')} is slow" if is_slow else "")
+    slow = next((e for e in reversed(run.events) if e["event"] in ("straggler", "start", "resume")), None)
+    if slow is None or slow.get("change") != "slow":
+        return told
+    return f"{told}; rank {slow.get('slow_rank')} on {slow.get('slow_host')} is slow"
 
 
 def _of_event(event: Mapping[str, Any]) -> str:

@@ -9,6 +9,7 @@ from typing import Any
 
 import yaml
 
+from scaletrain.track.flat import flatten
 from scaletrain.track.recorded import Recorded
 
 _ROWS = 20  # of predictions
@@ -67,15 +68,12 @@ def _object(path: Path, faults: list[str]) -> dict[str, Any]:
     return {}
 
 
-def _flat(value: dict[str, Any], prefix: str = "") -> dict[str, str]:
+def _flat(value: dict[str, Any]) -> dict[str, str]:
     """Dotted keys and their values as JSON, strings as they are."""
-    flat: dict[str, str] = {}
-    for key, one in value.items():
-        if isinstance(one, dict) and one:
-            flat |= _flat(one, f"{prefix}{key}.")
-        else:
-            flat[f"{prefix}{key}"] = one if isinstance(one, str) else json.dumps(one, default=str, ensure_ascii=False)
-    return flat
+    return {
+        key: one if isinstance(one, str) else json.dumps(one, default=str, ensure_ascii=False)
+        for key, one in flatten(value).items()
+    }
 
 
 def _predictions(folder: Path, faults: list[str]) -> list[dict[str, Any]]:
