@@ -17,10 +17,13 @@ from scaletrain.commands.generate import generate
 from scaletrain.commands.plan import plan
 from scaletrain.commands.prepare import prepare
 from scaletrain.commands.preview import preview
+from scaletrain.commands.report import report
+from scaletrain.commands.runs import runs
 from scaletrain.commands.status import status
 from scaletrain.commands.submit import submit
 from scaletrain.commands.supervise import supervise
 from scaletrain.commands.verify import verify
+from scaletrain.commands.watch import watch
 from scaletrain.errors import EXIT_USER, ScaleTrainError
 
 app = typer.Typer(
@@ -40,6 +43,9 @@ app.command()(audit)
 app.command()(supervise)
 app.command()(submit)
 app.command()(status)
+app.command()(runs)
+app.command()(watch)
+app.command()(report)
 app.command()(cancel)
 app.command()(verify)
 app.command()(doctor)

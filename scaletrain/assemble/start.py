@@ -11,7 +11,7 @@ from scaletrain.assemble.settle import Settled
 from scaletrain.assemble.source import RunSource
 from scaletrain.cluster.doctor.finding import Finding
 from scaletrain.config.load import dump_recipe
-from scaletrain.config.schema import Checkpoint
+from scaletrain.config.schema import BaseRecipe, Checkpoint
 from scaletrain.data.reader import raise_open_files
 from scaletrain.data.rows import Rows
 from scaletrain.data.run_data import RunData
@@ -31,10 +31,13 @@ from scaletrain.runtime import dist
 from scaletrain.runtime.log import Terminal
 from scaletrain.runtime.stop import StopRequest
 from scaletrain.tasks.task import Task
+from scaletrain.track.flat import flatten
 from scaletrain.track.meter import Meter
 from scaletrain.track.peak import Peak
 from scaletrain.track.progress import RunProgress
 from scaletrain.track.sinks import Events, JsonLines, Sink, TensorBoard, last_evaluation
+from scaletrain.track.tracker_sink import TrackerSink
+from scaletrain.track.trackers import TRACKERS, TrackedRun, check_trackers, tracker_id
 
 
 def start_run(settled: Settled, peak: Peak, findings: Sequence[Finding], terminal: Terminal, began: float) -> Trainer:
@@ -74,7 +77,7 @@ def start_run(settled: Settled, peak: Peak, findings: Sequence[Finding], termina
     changed = checkpoint.changed_layout(found, settled.identity) if found is not None else None
     hosts = sorted(set(dist.gather(os.uname().nodename)))
     with dist.together():
-        sinks = _begin_records(settled, state) if first else []
+        sinks = _begin_records(settled, state, progress) if first else []
         if first:
             events.write(
                 "resume" if found else "start",
@@ -169,6 +172,8 @@ def _listen_for_stops(folder: Path, progress: RunProgress, began: float) -> Stop
 
 
 def _resume_point(settled: Settled, events: Events, progress: RunProgress) -> Found | None:
+    if settled.world.is_first:  # the others send nothing
+        check_trackers(settled.recipe.log.trackers)
     root = Path(settled.recipe.run.dir) / "checkpoints"
     damaged: dict[str, str] = {}
     found = checkpoint.newest_good(root, damaged.__setitem__)
@@ -192,8 +197,8 @@ def _tell_bad(events: Events, progress: RunProgress, name: str, why: str) -> Non
     progress.say(f"passed over {name}: {why}")
 
 
-def _begin_records(settled: Settled, state: RunState) -> list[Sink]:
-    """Rank 0's files of the run folder, from `state` on."""
+def _begin_records(settled: Settled, state: RunState, progress: RunProgress) -> list[Sink]:
+    """Rank 0's files of the run folder, and its trackers, from `state` on."""
     recipe, folder = settled.recipe, Path(settled.recipe.run.dir)
     run_folder.describe(folder, dump_recipe(recipe), settled.world, settled.device, settled.deepspeed)
     run_folder.keep_tokenizer(folder, settled.job.data.tokenizer_folder)
@@ -201,7 +206,17 @@ def _begin_records(settled: Settled, state: RunState) -> list[Sink]:
     sinks: list[Sink] = [JsonLines(folder / "metrics.jsonl", state.step)]
     if recipe.log.tensorboard:
         sinks.append(TensorBoard(folder / "tensorboard", state.step))
-    return sinks
+    return [*sinks, *_open_trackers(recipe, folder, progress)]
+
+
+def _open_trackers(recipe: BaseRecipe, folder: Path, progress: RunProgress) -> list[Sink]:
+    if not recipe.log.trackers:
+        return []
+    parameters = flatten(recipe.model_dump(mode="json"))
+    run = TrackedRun(tracker_id(folder), folder.absolute().name, recipe.log.tracker_project, folder, parameters)
+    return [
+        TrackerSink(name, partial(TRACKERS[name], run), progress.say) for name in dict.fromkeys(recipe.log.trackers)
+    ]
 
 
 def _record_nodes(events: Events, state: RunState, findings: Sequence[Finding]) -> None:

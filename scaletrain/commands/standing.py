@@ -18,7 +18,7 @@ from scaletrain.config.load import AnyRecipe, recipe_class
 from scaletrain.config.strict_yaml import parse_yaml
 from scaletrain.engine.plan import plan_run
 from scaletrain.engine.state import RunState
-from scaletrain.errors import ConfigError
+from scaletrain.errors import ClusterError, ConfigError
 from scaletrain.runtime.launch import told_cause
 from scaletrain.track.sinks import last_line, read_lines
 
@@ -27,7 +27,7 @@ _TAIL_BYTES = 1 << 16
 
 @dataclass(frozen=True)
 class Standing:
-    """`state`: queued, requeued, running, done, stopped or failed; `why`: more of it, if there is.
+    """`state`: queued, requeued, running, done, stopped, failed, or damaged; `why`: more of it, if there is.
 
     `event` is the last one in the run's events since it was submitted (of all, if it was not).
     """
@@ -75,6 +75,25 @@ def read_standings(runs: Sequence[Path]) -> list[Standing]:
     submissions = {run: submission.read(run) for run in runs}
     jobs = find_jobs([sub.job for sub in submissions.values() if sub is not None])
     return [_standing(run, sub, jobs.get(sub.job) if sub is not None else None) for run, sub in submissions.items()]
+
+
+def read_each(runs: Sequence[Path]) -> list[Standing]:
+    """As read_standings, but records that cannot be read cost no other run its line: that run is `damaged`."""
+    submissions: dict[Path, Submission | None] = {}
+    told: dict[Path, Standing] = {}
+    for run in runs:
+        try:
+            submissions[run] = submission.read(run)
+        except ClusterError as error:
+            told[run] = Standing(run, "damaged", str(error))
+    jobs = find_jobs([sub.job for sub in submissions.values() if sub is not None])
+    for run, sub in submissions.items():
+        try:
+            told[run] = _standing(run, sub, jobs.get(sub.job) if sub is not None else None)
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:  # whatever the lines hold
+            why = f"its records cannot be read ({type(error).__name__}: {error})"
+            told[run] = Standing(run, "damaged", " ".join(why.split()))
+    return [told[run] for run in runs]
 
 
 def _standing(run: Path, sub: Submission | None, job: Job | None) -> Standing:

@@ -328,6 +328,11 @@ class Log(Section):
     every_steps: Positive = 10
     """Steps between lines of metrics.jsonl."""
     tensorboard: bool = True
+    trackers: list[Literal["wandb", "mlflow", "trackio", "comet"]] = []
+    """Experiment trackers that get the metrics too, such as [wandb, mlflow]. Each needs its package and reads its own
+    variables (WANDB_MODE, MLFLOW_TRACKING_URI, COMET_API_KEY). One that fails or is slow never holds up the run."""
+    tracker_project: str = "scaletrain"
+    """The trackers' project or experiment; the run has the name of its folder."""
 
 
 class BaseRecipe(Section):

@@ -112,7 +112,10 @@ def test_a_fault_of_yaml_is_one_line_with_the_place(tmp_path: Path, text: str, l
         (["lr=1"], "lr=1 is unknown: lr belongs to optim.lr"),
         (["train.seed=1"], "train.seed=1 is unknown: seed belongs to no section: write it at the top level"),
         (["data.warmup_step=1"], "data.warmup_step=1 is unknown: did you mean optim.warmup_steps?"),
-        (["log.zzz=1"], "log.zzz=1 is unknown: the keys of log are every_steps, tensorboard"),
+        (
+            ["log.zzz=1"],
+            "log.zzz=1 is unknown: the keys of log are every_steps, tensorboard, trackers, tracker_project",
+        ),
         (["zzz={a: 1}"], "zzz is unknown: the keys at the top level are run, seed"),
         (["optm.lr=1"], "optm is unknown: did you mean optim?"),
         (["every_steps=1"], "belongs to checkpoint.every_steps or evaluate.every_steps or log.every_steps"),

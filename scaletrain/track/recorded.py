@@ -1,0 +1,47 @@
+"""What a run folder tells of its run so far: curves and events, followed while they grow."""
+
+from pathlib import Path
+from typing import Any
+
+from scaletrain.track.curves import Curves
+from scaletrain.track.tail import Tail
+
+METRICS, EVENTS = "metrics.jsonl", "events.jsonl"
+
+
+class Recorded:
+    """Empty until the first `refresh`."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.curves = Curves()
+        self.events: list[dict[str, Any]] = []
+        self._metrics, self._events = Tail(folder / METRICS), Tail(folder / EVENTS)
+
+    @property
+    def unreadable(self) -> int:
+        """Lines that hold no JSON object."""
+        return self._metrics.unreadable + self._events.unreadable
+
+    @property
+    def total_steps(self) -> int | None:
+        """Steps of the whole run, as its last launch told them or an early stop set them."""
+        told = None
+        for event in self.events:
+            told = event["step"] if event["event"] == "early_stop" else event.get("last_step", told)
+        return told if isinstance(told, int) else None
+
+    def refresh(self) -> None:
+        """Reads what was written since the last time."""
+        self._metrics.read(self._add_line, self._forget_curves)
+        self._events.read(self._add_event, self.events.clear)
+
+    def _add_line(self, line: dict[str, Any]) -> None:
+        self.curves.add(line)
+
+    def _forget_curves(self) -> None:
+        self.curves = Curves()
+
+    def _add_event(self, line: dict[str, Any]) -> None:
+        if isinstance(line.get("event"), str) and isinstance(line.get("step"), int):
+            self.events.append(line)

@@ -1,0 +1,1 @@
+"""A page that explains runs after they are done: curves, events, differences; one file, no network."""
