@@ -158,6 +158,7 @@ def _short_run(half: int, micro: int, most_ranks: int) -> list[str]:
         f"evaluate.max_samples={most_ranks}",
         "log.every_steps=1",
         "log.tensorboard=false",
+        "log.trackers=[]",
     ]
 
 
