@@ -1,4 +1,4 @@
-"""Python's garbage collector, kept off the training steps: it runs between two of them, on all ranks at the same one."""
+"""Python's garbage collector, kept off the training steps: it runs between two, on all ranks at the same one."""
 
 import gc
 from collections.abc import Iterator
