@@ -226,6 +226,9 @@ class Train(Section):
     heads of each layer."""
     compile: Literal["none", "blocks"] = "none"
     """blocks: torch.compile of each block, half a minute at the start. On a CPU it was no faster; on a GPU try it."""
+    fp8: bool = False
+    """The blocks' matrix products in FP8 (torchao), on GPUs that have it, in bf16. Set train.compile=blocks with it:
+    without, the conversions cost more than is won."""
 
 
 class Optim(Section):
