@@ -18,6 +18,7 @@ from scaletrain.config.deepspeed import offloads_optimizer
 from scaletrain.config.schema import Optim
 from scaletrain.data.rows import Batch
 from scaletrain.engine import digest, fragments, state_files
+from scaletrain.engine.buckets import with_bucket_size
 from scaletrain.engine.timing import DeviceTime
 from scaletrain.errors import CheckpointError, ConfigError
 from scaletrain.model.init import whole_parameter
@@ -278,6 +279,7 @@ def _initialize(task: Task, config: dict[str, Any], optim: Optim, device: torch.
     groups = parameter_groups(model, optim.weight_decay, task.learning_rate_scale)
     for group in groups:
         del group["param_names"]
+    config = with_bucket_size(config, model)
     engine, *_ = deepspeed.initialize(model=model, optimizer=_optimizer(groups, config, optim), config=config)
     _forget_first_step(engine.basic_optimizer)
     _restore_buffers(engine.module, buffers)
