@@ -30,8 +30,8 @@ def _problems(config: Mapping[str, Any], precision: Precision, node_ranks: int, 
         return
     if copies > 1 and node_ranks % copies:
         yield (
-            f"zero_optimization.{_COPIES}={shown(copies)} does not divide the {node_ranks} ranks of a node, which keep "
-            f"a copy of the weights among them: set it to {node_ranks}, or to a divisor of it"
+            f"zero_optimization.{_COPIES}={shown(copies)} does not divide the ranks of a node, {node_ranks}, which "
+            f"keep a copy of the weights among them: set it to {node_ranks}, or to a divisor of it"
         )
     if quantized and not on_gpu:
         yield (

@@ -16,6 +16,6 @@ def test_the_preset_is_refused_on_one_rank_of_a_cpu(dataset: Dataset, tmp_path: 
         settle_pretraining(recipe, ["deepspeed=ds_configs/zeropp.json"], None)
     first, *lines = str(caught.value).splitlines()
     assert first.endswith("ds_configs/zeropp.json: 2 problems")
-    assert "zero_hpz_partition_size=8 does not divide the 1 ranks of a node" in lines[0]
+    assert "zero_hpz_partition_size=8 does not divide the ranks of a node, 1, which" in lines[0]
     assert "zero_quantized_weights=true needs a GPU" in lines[1]
     assert not (tmp_path / "run").exists()

@@ -28,10 +28,14 @@ def test_what_can_run_is_let_through() -> None:
         (
             {"zero_hpz_partition_size": 3},
             True,
-            "my.json: zero_optimization.zero_hpz_partition_size=3 does not divide the 4 ranks of a node, which keep a "
+            "my.json: zero_optimization.zero_hpz_partition_size=3 does not divide the ranks of a node, 4, which keep a "
             "copy of the weights among them: set it to 4, or to a divisor of it",
         ),
-        ({"zero_hpz_partition_size": 8}, True, "zero_hpz_partition_size=8 does not divide the 4 ranks of a node"),
+        (
+            {"zero_hpz_partition_size": 8},
+            True,
+            "zero_hpz_partition_size=8 does not divide the ranks of a node, 4, which",
+        ),
         ({"zero_hpz_partition_size": 2, "stage": 2}, True, "has no effect at stage 2, which splits no weights: set"),
         ({"zero_quantized_weights": True, "stage": 1}, True, "zero_quantized_weights=true has no effect at stage 1"),
         (
