@@ -33,7 +33,8 @@ def losses(path: str, root: str, *, resume: bool) -> list[list[float]]:
     ]
 
 
-@pytest.mark.parametrize("ranks", [2, pytest.param(4, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("ranks", [2, 4])
 def test_losses_and_a_resume_equal_those_without_copies(ranks: int, dataset: Dataset, tmp_path: Path) -> None:
     begun = partial(losses, str(dataset.path), str(tmp_path), resume=False)
     plain, saved = run_ranks(begun, ranks, seconds=400)[0]
