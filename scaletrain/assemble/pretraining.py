@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from scaletrain.assemble.fp8 import capability_of, check_fp8_place, check_fp8_sizes
 from scaletrain.assemble.settle import Settled, settle_launch
 from scaletrain.cluster.env import read_world
 from scaletrain.config.architecture import Architecture, architecture_problems, resolve_architecture
@@ -78,6 +79,7 @@ class Pretraining:
             init_from=Path(self.recipe.model.init_from) if self.recipe.model.init_from else None,
             activation_checkpointing=self.recipe.train.activation_checkpointing,
             compiled=self.recipe.train.compile == "blocks",
+            fp8=self.recipe.train.fp8,
             sequence=join_sequence(sharing) if (sharing := self.recipe.train.sequence_parallel) > 1 else None,
         )
 
@@ -100,6 +102,10 @@ def settle_pretraining(path: Path, overrides: Sequence[str], deepspeed_config: s
     data = _open_data(recipe, world)
     architecture = _architecture(recipe, data)
     check_sharing(str(path), recipe.train.sequence_parallel, architecture)
+    if recipe.train.fp8:
+        micro_tokens = launch.batch.micro_batch * recipe.data.context_length // recipe.train.sequence_parallel
+        check_fp8_place(str(path), recipe.train, launch.precision, zero_stage(preset), capability_of(launch.device))
+        check_fp8_sizes(str(path), architecture, micro_tokens)
     return Settled(launch, Pretraining(recipe, data, architecture))
 
 

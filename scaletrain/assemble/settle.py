@@ -11,6 +11,7 @@ from scaletrain.assemble.job import Job
 from scaletrain.config.deepspeed import BatchPlan, batch_plan, engine_config, zero_stage
 from scaletrain.config.load import AnyRecipe
 from scaletrain.config.schema import Precision
+from scaletrain.config.zeropp import check_zeropp
 from scaletrain.data.order import Share
 from scaletrain.data.rows import RowPart
 from scaletrain.engine.checkpoint import Identity
@@ -105,12 +106,14 @@ def settle_launch(recipe: AnyRecipe, preset: dict[str, Any], world: World) -> La
     precision = recipe.train.precision or best_precision(device)
     if precision == "fp16" and device.type == "cpu":
         raise ConfigError("train.precision=fp16 needs a GPU: use bf16 or fp32 on a CPU")
+    config = engine_config(recipe, preset, ranks=world.size, precision=precision)
+    check_zeropp(recipe.deepspeed, config, precision, world.local_size, on_gpu=device.type != "cpu")
     return Launch(
         recipe=recipe,
         preset=preset,
         precision=precision,
         batch=batch_plan(recipe, world.size),
-        deepspeed=engine_config(recipe, preset, ranks=world.size, precision=precision),
+        deepspeed=config,
         world=world,
         device=device,
     )

@@ -60,6 +60,7 @@ DECIDED_ELSEWHERE: dict[str, tuple[tuple[Any, ...], str]] = {
     "expert_parallel.enabled": ((False,), "the models are dense"),
     "hybrid_engine.enabled": ((False,), "this is training"),
     "autotuning.enabled": ((False,), "one recipe is one run"),
+    "compile.deepcompile": ((False,), "train.compile decides"),
 }
 # Old keys that DeepSpeed puts in place of others when it reads the file, and those others.
 _OLD_KEYS = {

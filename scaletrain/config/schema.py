@@ -28,8 +28,8 @@ def _no_bool(value: Any) -> Any:
 
 
 def _checkpointing(value: str) -> str:
-    if re.fullmatch(r"none|selective|full|every_[1-9][0-9]*", value) is None:
-        raise ValueError("should be none, selective, full or every_N (such as every_2: each second block)")
+    if re.fullmatch(r"none|selective|full|offload|every_[1-9][0-9]*", value) is None:
+        raise ValueError("should be none, selective, full, offload or every_N (such as every_2: each second block)")
     return value
 
 
@@ -218,13 +218,17 @@ class Train(Section):
     precision: Precision | None = None
     """bf16, fp16 or fp32; default: bf16 where the device computes in it, else fp32."""
     activation_checkpointing: Checkpointing = "none"
-    """none, full (each block), every_N (each N-th block), selective (all but matrix products and attention)."""
+    """none, full (each block), every_N (each N-th block), selective (all but matrix products and attention), offload
+    (each block, its input in host memory: on a CPU no gain)."""
     sequence_parallel: Positive = 1
     """Ranks that share each sample, a part of its tokens each, for contexts that one rank's memory does not hold
     (Ulysses). Divides the ranks, the context and the model's key/value heads. Keep them on one node: they exchange the
     heads of each layer."""
     compile: Literal["none", "blocks"] = "none"
     """blocks: torch.compile of each block, half a minute at the start. On a CPU it was no faster; on a GPU try it."""
+    fp8: bool = False
+    """The blocks' matrix products in FP8 (torchao), on GPUs that have it, in bf16. Set train.compile=blocks with it:
+    without, the conversions cost more than is won."""
 
 
 class Optim(Section):

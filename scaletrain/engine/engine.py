@@ -17,6 +17,7 @@ from torch import nn
 from scaletrain.config.schema import Optim
 from scaletrain.data.rows import Batch
 from scaletrain.engine import digest, fragments, state_files
+from scaletrain.engine.buckets import with_bucket_size
 from scaletrain.engine.optimizer import build_optimizer, forget_first_step, place_matrices
 from scaletrain.engine.timing import DeviceTime
 from scaletrain.errors import CheckpointError, ConfigError
@@ -277,7 +278,7 @@ def _initialize(task: Task, config: dict[str, Any], optim: Optim, device: torch.
     buffers = {name: buffer.clone() for name, buffer in model.named_buffers() if buffer.is_floating_point()}
     optimizer = build_optimizer(task, model, config, optim)
     config = {
-        **config,
+        **with_bucket_size(config, model),
         "zero_allow_untested_optimizer": optim.name != "adamw",
     }  # by DeepSpeed; tests/engine/test_muon.py
     engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=config)

@@ -11,6 +11,7 @@ from scaletrain.config.schema import BaseRecipe
 from scaletrain.data.loader import Step
 from scaletrain.data.order import Share
 from scaletrain.data.rows import Rows
+from scaletrain.engine import garbage
 from scaletrain.engine.engine import Engine, StepResult
 from scaletrain.engine.evaluate import Evaluation, evaluate
 from scaletrain.engine.guard import GoBack
@@ -99,8 +100,10 @@ class Trainer:
         if self.evaluated_step == self.state.step:
             self._end_without_progress()  # as it did before this launch
         try:
-            while self.state.step < self.plan.total_steps and stopped is None:
-                stopped = self._step_or_go_back()
+            with garbage.held_off():
+                while self.state.step < self.plan.total_steps and stopped is None:
+                    stopped = self._step_or_go_back()
+                    garbage.collect_if_due(self.state.step)
         except TrainingError:
             self._save(wait=True)
             raise
@@ -287,7 +290,8 @@ class Trainer:
         wanted = self.recipe.evaluate
         share = replace(self.share, micro_batch=wanted.batch_size or self.share.micro_batch)
         try:
-            found = evaluate(self.engine, self.task, self.validation, share, wanted.max_samples)
+            with garbage.let_in():
+                found = evaluate(self.engine, self.task, self.validation, share, wanted.max_samples)
         except ScaleTrainError:  # on all ranks at once: data that cannot be read
             if self.state.step > 0:
                 self._save(wait=True)

@@ -23,11 +23,12 @@ WIDE = 4  # float32: statistics of norms and softmax, sums of gradients
 class Activations:
     """Bytes on one rank. kept: when the forward pass has ended. head: at most while the loss is computed. backward: at
     most in the backward pass of each block, in the order of the model: what is computed again and the gradients on
-    their way included."""
+    their way included. host: pinned in host memory meanwhile."""
 
     kept: int
     head: int
     blocks: tuple[int, ...]
+    host: int = 0
 
     @property
     def backward(self) -> int:
@@ -63,13 +64,22 @@ def activations(
     N, C = samples * tokens, arch.hidden_size
     block = _block(arch, samples, tokens, itemsize, device)
     kept_of = [_kept(block, mode, index) for index in range(arch.num_layers)]
+    host = 0
+    if mode == "offload" and device == "cuda":  # on a CPU the copies are of the same memory
+        host = sum(kept_of[:-1])
+        kept_of[:-1] = [0] * (arch.num_layers - 1)
     final_norm = N * (C * itemsize + _statistics(arch))
     weight = arch.vocab_size * C
     # The head has both gradients by the end of the forward pass (loss.py), and neither logits nor hidden states.
     head_gradients = N * C * itemsize + WIDE * weight
     blocks = sum(kept_of)
     kept = blocks + final_norm + head_gradients
-    return Activations(kept, kept + _head_buffers(arch, N, itemsize, device), _backward(arch, mode, block, itemsize))
+    return Activations(
+        kept=kept,
+        head=kept + _head_buffers(arch, N, itemsize, device),
+        backward=_backward(arch, mode, block, itemsize, is_offloaded=host > 0),
+        host=host,
+    )
 
 
 def _kept(block: _Block, mode: str, index: int) -> int:
@@ -78,9 +88,9 @@ def _kept(block: _Block, mode: str, index: int) -> int:
         return block.whole
     if mode == "selective":
         return block.input + block.products
-    if match := re.fullmatch(r"full|every_([1-9][0-9]*)", mode):
+    if match := re.fullmatch(r"full|offload|every_([1-9][0-9]*)", mode):
         return block.whole if index % int(match[1] or 1) else block.input
-    raise ConfigError(f"activation checkpointing {mode!r} is unknown: choose none, selective, full or every_N")
+    raise ConfigError(f"activation checkpointing {mode!r} is unknown: choose none, selective, full, offload or every_N")
 
 
 def _block(arch: Architecture, samples: int, tokens: int, itemsize: int, device: str) -> _Block:
@@ -136,9 +146,9 @@ def _head_buffers(arch: Architecture, tokens: int, itemsize: int, device: str) -
     return hidden + logits + part
 
 
-def _backward(arch: Architecture, mode: str, block: _Block, itemsize: int) -> tuple[int, ...]:
+def _backward(arch: Architecture, mode: str, block: _Block, itemsize: int, *, is_offloaded: bool) -> tuple[int, ...]:
     """At most in each block's part. Blocks are done from the last to the first; what those before keep is still
-    there."""
+    there, or the next one's input is under way."""
     # A tied matrix's gradient waits for the embedding's part of it.
     waiting = itemsize * arch.vocab_size * arch.hidden_size if arch.tie_embeddings else 0
     before, most = 0, []
@@ -149,5 +159,5 @@ def _backward(arch: Architecture, mode: str, block: _Block, itemsize: int) -> tu
         held = before + block.whole + spare + block.stream + waiting
         in_attention = held - block.feed_forward + block.attention_gradients
         most.append(max(held + block.feed_forward_gradients, in_attention))
-        before += _kept(block, mode, index)
+        before = block.input if is_offloaded else before + _kept(block, mode, index)
     return tuple(most)

@@ -12,6 +12,7 @@ from scaletrain.errors import ConfigError
 from scaletrain.model.attention import Layout
 from scaletrain.model.documents import varlen_attention
 from scaletrain.model.gpt import GPT, run_block
+from scaletrain.model.host_inputs import HostInputs
 
 aten = torch.ops.aten
 # What selective mode keeps: results dear to compute for their size. Norms, activations and rotations are redone.
@@ -32,19 +33,24 @@ KEPT = frozenset(
 def apply_activation_checkpointing(model: GPT, mode: str) -> None:
     """Sets what the backward pass of `model` computes again; losses and gradients stay the same.
 
-    none: nothing. full: each block. every_N: block 0, N, 2N, ... selective: each block, but its matrix products and
-    attention are kept. Non-reentrant, so ZeRO-3's and PEFT's hooks see the second forward like the first.
+    none: nothing. full: each block. offload: each block, whose input waits in host memory. every_N: block 0, N, 2N, ...
+    selective: each block, but its matrix products and attention are kept. Non-reentrant, so ZeRO-3's and PEFT's hooks
+    see the second forward like the first.
     """
     if mode == "none":
         model.run_block = run_block
     elif mode == "full":
         model.run_block = partial(_recompute_each, 1)
+    elif mode == "offload":
+        model.run_block = partial(_recompute_from_host, HostInputs(len(model.blocks)))
     elif mode == "selective":
         model.run_block = _recompute_selected
     elif match := re.fullmatch(r"every_([1-9][0-9]*)", mode):
         model.run_block = partial(_recompute_each, int(match[1]))
     else:
-        raise ConfigError(f"activation checkpointing {mode!r} is unknown: choose none, selective, full or every_N")
+        raise ConfigError(
+            f"activation checkpointing {mode!r} is unknown: choose none, selective, full, offload or every_N"
+        )
 
 
 def _recompute_each(step: int, index: int, block: nn.Module, x_BTC: Tensor, layout: Layout) -> Tensor:
@@ -53,6 +59,11 @@ def _recompute_each(step: int, index: int, block: nn.Module, x_BTC: Tensor, layo
     # No dropout, so no random state to restore.
     y_BTC: Tensor = checkpoint(block, x_BTC, layout, use_reentrant=False, preserve_rng_state=False)
     return y_BTC
+
+
+def _recompute_from_host(inputs: HostInputs, index: int, block: nn.Module, x_BTC: Tensor, layout: Layout) -> Tensor:
+    with inputs.keeping(index):  # the block's own tensors go to checkpoint's hooks, which lie above
+        return _recompute_each(1, index, block, x_BTC, layout)
 
 
 def _recompute_selected(index: int, block: nn.Module, x_BTC: Tensor, layout: Layout) -> Tensor:

@@ -60,13 +60,13 @@ def recomputed_flops_per_token(
 ) -> int:
     """What activation checkpointing adds to flops_per_token: operations of the forward pass that are done twice.
 
-    full and every_N run each checkpointed block again, up to its last product (down), whose result nobody needs.
-    selective keeps the results of all products and of attention: what it does again counts nothing. The output head
-    keeps its gradients instead of the logits, so it recomputes nothing in any mode.
+    full, offload and every_N run each checkpointed block again, up to its last product (down), whose result nobody
+    needs. selective keeps the results of all products and of attention: what it does again counts nothing. The output
+    head keeps its gradients instead of the logits, so it recomputes nothing in any mode.
     """
     if mode in ("none", "selective"):
         return 0
-    every = 1 if mode == "full" else int(mode.removeprefix("every_"))
+    every = 1 if mode in ("full", "offload") else int(mode.removeprefix("every_"))
     blocks = -(-arch.num_layers // every)  # block 0, N, 2N, ...
     products = 2 * (block_matmul_parameters(arch) - arch.hidden_size * arch.ffn_hidden_size)
     return blocks * (products + (2 if attention == "causal" else 4) * context_length * arch.num_heads * arch.head_dim)

@@ -13,6 +13,7 @@ from scaletrain.data.shards import Split
 from scaletrain.model.attention import HeadExchange
 from scaletrain.model.checkpointing import apply_activation_checkpointing
 from scaletrain.model.compiling import compile_blocks
+from scaletrain.model.fp8 import multiply_in_fp8
 from scaletrain.model.gpt import GPT
 from scaletrain.model.hf import load_weights
 from scaletrain.model.init import Gather, init_parameters
@@ -43,12 +44,13 @@ class PretrainTask:
         init_from: Path | None = None,
         activation_checkpointing: str = "none",
         compiled: bool = False,
+        fp8: bool = False,
         sequence: HeadExchange | None = None,
     ) -> None:
         self.architecture, self.data = architecture, data
         self._seed, self._init_from = seed, init_from
         self._activation_checkpointing, self._compiled = activation_checkpointing, compiled
-        self._sequence = sequence
+        self._fp8, self._sequence = fp8, sequence
 
     @property
     def metric_names(self) -> Sequence[str]:
@@ -56,6 +58,8 @@ class PretrainTask:
 
     def build_model(self) -> nn.Module:
         model = GPT(self.architecture)
+        if self._fp8:
+            multiply_in_fp8(model)
         apply_activation_checkpointing(model, self._activation_checkpointing)
         if self._compiled:
             compile_blocks(model)

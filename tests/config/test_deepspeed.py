@@ -302,6 +302,7 @@ def test_a_contradicting_precision_is_refused(preset: dict[str, Any], mine: str 
         ({"scheduler": {"params": {"warmup_num_steps": 5}}}, "scheduler={"),
         ({"torch_autocast": {"enabled": True}}, "torch_autocast.enabled=true is not followed: train.precision decides"),
         ({"data_efficiency": {"enabled": True}}, "data_efficiency.enabled=true is not followed: the data section"),
+        ({"compile": {"deepcompile": True}}, "compile.deepcompile=true is not followed: train.compile decides; remove"),
         ({"gradient_allreduce_op": "sum"}, "gradient_allreduce_op=sum is not followed"),
         ({"sequence_parallel_size": 2}, "sequence_parallel_size=2 is not followed: every rank is a data-parallel rank"),
         (

@@ -1,5 +1,6 @@
 """Training by the engine and by a bare torch loop, on the same weights and batches."""
 
+from collections.abc import Mapping
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -53,10 +54,12 @@ def train(
     resume: bool = False,
     sharing: int = 1,
     optim: Optim = OPTIM,
+    zero: Mapping[str, Any] | None = None,
 ) -> list[float]:
     """Losses of steps (first..steps) with this stage on however many ranks there are, of which `sharing` share each
-    sample; saves or resumes below `root`."""
+    sample; saves or resumes below `root`. `zero`: further keys of zero_optimization."""
     config = engine_dict(stage, precision, dist.size(), accumulation, sharing)
+    config["zero_optimization"] |= zero or {}
     share = share_of(config["train_micro_batch_size_per_gpu"], accumulation, sharing)
     engine = Engine(task, config | {"gradient_clipping": optim.grad_clip}, optim, torch.device("cpu"))
     state, losses, rows = RunState(), [], task.rows("train")

@@ -58,6 +58,8 @@ RULES = [
     ("sft", ["adapter.kind=prompt_tuning"], "puts its tokens before a row, so a row holds one example"),
     ("tag", ["adapter.kind=prompt_tuning"], "adapter.kind=prompt_tuning does not go with task.kind=tag"),
     ("classify", ["train.activation_checkpointing=selective"], "is for pretraining: use none or full"),
+    ("classify", ["train.fp8=true"], "train.fp8=true is for pretraining: remove it"),
+    ("classify", ["train.activation_checkpointing=offload"], "is for pretraining: use none or full"),
     ("classify", ["train.sequence_parallel=2"], "train.sequence_parallel=2 is for pretraining: remove it"),
     ("classify", ["evaluate.patience=2"], "evaluate.patience=2 waits for a better checkpoint.best_metric"),
     (

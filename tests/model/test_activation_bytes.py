@@ -14,7 +14,7 @@ from scaletrain.model.checkpointing import apply_activation_checkpointing
 from scaletrain.model.loss import linear_cross_entropy
 from tests.model.tiny import KINDS, make_batch, make_model
 
-MODES = ["none", "selective", "full", "every_2"]
+MODES = ["none", "selective", "full", "offload", "every_2"]
 # Layers, width, heads, samples, tokens.
 SIZES = {"narrow": (3, 64, 2, 4, 256), "wide": (2, 128, 4, 2, 512)}
 
@@ -65,6 +65,16 @@ def test_a_gpu_needs_no_scores_and_keeps_the_softmax_sums() -> None:
     assert _gpt2("none", "cuda", 4)[0] == _gpt2("none", "cpu", 4)[0]  # there a CPU keeps them too
 
 
+def test_offloaded_inputs_leave_a_gpu_but_for_two() -> None:
+    arch = resolve_architecture(Model(preset="gpt2-124m", vocab_size=50304), 50304, 1024)
+    sizes = {"samples": 8, "tokens": 1024, "itemsize": 2, "device": "cuda"}
+    full, offload = (activations(arch, mode, **sizes) for mode in ("full", "offload"))  # type: ignore[arg-type]
+    one = 8 * 1024 * 768 * 2
+    assert offload.host == full.kept - offload.kept == 11 * one  # the last block's stays
+    assert full.backward - offload.backward == 10 * one  # that of the block at work, and the next one's on its way
+    assert _gpt2("offload") == _gpt2("full"), "on a CPU nothing is won"
+
+
 def test_repeated_keys_and_values_count_on_a_gpu_in_float32() -> None:
     arch = KINDS["llama"]
     cpu, cuda = (
@@ -75,7 +85,7 @@ def test_repeated_keys_and_values_count_on_a_gpu_in_float32() -> None:
 
 
 def test_an_unknown_mode_is_refused() -> None:
-    with pytest.raises(ConfigError, match=r"'every_0' is unknown: choose none, selective, full or every_N"):
+    with pytest.raises(ConfigError, match=r"'every_0' is unknown: choose none, selective, full, offload or every_N"):
         _gpt2("every_0")
 
 

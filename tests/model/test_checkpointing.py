@@ -1,6 +1,8 @@
 """Activation checkpointing: the same numbers in every mode, and less kept in memory."""
 
+import weakref
 from collections import Counter
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -17,7 +19,7 @@ DOCUMENTS = number_documents([40], [17, 1, 22], [1, 3, 36])
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("documents", [None, DOCUMENTS], ids=["rows", "documents"])
-@pytest.mark.parametrize("mode", ["selective", "full", "every_1", "every_2"])
+@pytest.mark.parametrize("mode", ["selective", "full", "offload", "every_1", "every_2"])
 @pytest.mark.parametrize("kind", ["gpt2", "llama", "qwen3"])
 def test_loss_and_gradients_are_the_same_in_every_mode(
     kind: str, mode: str, documents: Tensor | None, dtype: torch.dtype
@@ -38,7 +40,9 @@ def test_loss_and_gradients_are_the_same_in_every_mode(
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("documents", [None, DOCUMENTS], ids=["rows", "documents"])
 def test_each_mode_computes_again_what_it_says(documents: Tensor | None, dtype: torch.dtype) -> None:
-    counts = {mode: _backward_counts(mode, documents, dtype) for mode in ("none", "selective", "every_2", "full")}
+    counts = {
+        mode: _backward_counts(mode, documents, dtype) for mode in ("none", "selective", "every_2", "full", "offload")
+    }
     assert counts["none"]["attention"] == counts["selective"]["attention"] == 0
     assert counts["every_2"]["attention"] == 1  # of two blocks
     assert counts["full"]["attention"] == 2
@@ -47,6 +51,7 @@ def test_each_mode_computes_again_what_it_says(documents: Tensor | None, dtype: 
         counts["every_2"]["products"] == counts["none"]["products"] + 4
     )  # qkv, output, gate, up; nothing asks for down
     assert counts["full"]["products"] == counts["none"]["products"] + 8
+    assert counts["offload"] == counts["full"]
     assert counts["none"]["norms"] < counts["selective"]["norms"] == counts["full"]["norms"]
 
 
@@ -78,5 +83,35 @@ def _backward_counts(mode: str, documents: Tensor | None, dtype: torch.dtype) ->
 
 @pytest.mark.parametrize("mode", ["every_0", "every_n", "some", ""])
 def test_an_unknown_mode_is_refused(mode: str) -> None:
-    with pytest.raises(ConfigError, match=r"unknown: choose none, selective, full or every_N"):
+    with pytest.raises(ConfigError, match=r"unknown: choose none, selective, full, offload or every_N"):
         apply_activation_checkpointing(make_model(GPT2), mode)
+
+
+def test_offloaded_inputs_are_copies_and_the_only_thing_kept() -> None:
+    """Of three blocks the first two's; the embedding's result, block 0's input, is let go."""
+    model = make_model(replace(LLAMA, num_layers=3))
+    apply_activation_checkpointing(model, "offload")
+    results: list[weakref.ref[Tensor]] = []
+    for module in (model.embedding, *model.blocks):
+        module.register_forward_hook(lambda module, inputs, y: results.append(weakref.ref(y)))
+    ids, labels = make_batch(LLAMA)
+    loss = model(ids, labels)
+    assert [ref() is None for ref in results] == [True, True, False, False]  # inputs of block 2 and of the final norm
+    loss.backward(retain_graph=True)
+    first = {name: gradient.clone() for name, gradient in gradients(model).items()}
+    loss.backward()
+    for name, gradient in gradients(model).items():
+        assert torch.equal(gradient, 2 * first[name]), name
+
+
+def test_two_forward_passes_before_their_backward_passes_do_not_mix() -> None:
+    found = []
+    for mode in ("none", "offload"):
+        model = make_model(LLAMA)
+        apply_activation_checkpointing(model, mode)
+        losses = [model(*make_batch(LLAMA, seed=seed)) for seed in (1, 2)]
+        for loss in losses:
+            loss.backward()
+        found.append(gradients(model))
+    for name, gradient in found[0].items():
+        assert torch.equal(gradient, found[1][name]), name

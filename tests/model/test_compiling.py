@@ -29,6 +29,7 @@ def trained(kind: str, dtype: torch.dtype, mode: str, *, compiled: bool) -> tupl
         ("gpt2", torch.float32, "full"),
         ("gpt2", torch.bfloat16, "none"),
         ("llama", torch.bfloat16, "every_2"),
+        ("llama", torch.bfloat16, "offload"),
     ],
 )
 def test_loss_and_gradients_stay_within_rounding(kind: str, dtype: torch.dtype, mode: str) -> None:

@@ -66,7 +66,7 @@ def _counted(kind: str, mode: str, backend: SDPBackend) -> int:
     return counter.get_total_flops() // ids.numel()
 
 
-@pytest.mark.parametrize("mode", ["full", "every_1", "every_2", "every_3"])
+@pytest.mark.parametrize("mode", ["full", "offload", "every_1", "every_2", "every_3"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_recomputed_flops_equal_torchs_counter(kind: str, mode: str) -> None:
     more = _counted(kind, mode, SDPBackend.MATH) - _counted(kind, "none", SDPBackend.MATH)
