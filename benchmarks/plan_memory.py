@@ -1,6 +1,6 @@
 """What the planner says of memory and of bytes sent, held against runs on this machine.
 
-    python benchmarks/plan_memory.py [--only TEXT] [--output benchmarks/results/NAME.json]
+    python benchmarks/plan_memory.py [--only TEXT] [--again OLD.json] [--output benchmarks/results/NAME.json]
 
 Each case trains two steps on random tokens in new processes (rank_memory.py), writes a checkpoint from a copy and takes
 one more. Memory: the most that a rank holds above what it holds with all libraries loaded; on a CPU resident, on a GPU
@@ -30,6 +30,7 @@ from scaletrain.planner.zero import read_zero
 
 # Layers, heads, width, vocabulary, tokens of a sample, samples: 8, 23 and 55 million parameters.
 SIZES = {"small": (4, 6, 384, 2048, 128, 2), "medium": (7, 8, 512, 4096, 128, 2), "large": (8, 12, 768, 8192, 128, 2)}
+MEASURED = ("measured_bytes", "measured_before_saving_bytes", "held_bytes", "built_bytes")
 MODES = ("none", "full", "selective", "every_2")
 
 
@@ -71,24 +72,32 @@ def planned(steps: Steps, ranks: int) -> tuple[Workload, Memory]:
     return work, memory_of(work)
 
 
-def row_of(name: str, steps: Steps, ranks: int) -> dict[str, Any]:
-    work, memory = planned(steps, ranks)
+def measured(steps: Steps, ranks: int) -> dict[str, float]:
     found = run_ranks(steps, ranks)
     row = {
+        "measured_bytes": found["saved"],
+        "measured_before_saving_bytes": found["trained"],
+        "held_bytes": found["held"],
+        "built_bytes": found["built"],
+    }
+    return row if ranks == 1 else row | {"sent_bytes": sent(found["whole_bytes"], ranks)}
+
+
+def row_of(name: str, steps: Steps, ranks: int, found: Mapping[str, float]) -> dict[str, Any]:
+    """`found`: as measured() gives it, or a row of an earlier result."""
+    work, memory = planned(steps, ranks)
+    row = {
+        **{key: found[key] for key in MEASURED},
         "name": name,
         "parameters": work.parameters,
         "planned_bytes": memory.peak_bytes,
         "moment": memory.peak.name,
         "planned_before_saving_bytes": memory_of(replace(work, copies_state=False)).peak_bytes,
-        "measured_bytes": found["saved"],
-        "measured_before_saving_bytes": found["trained"],
-        "held_bytes": found["held"],
-        "built_bytes": found["built"],
-        "ratio": memory.peak_bytes / found["saved"],
+        "ratio": memory.peak_bytes / found["measured_bytes"],
     }
     if ranks > 1:
-        counted = sent(found["whole_bytes"], ranks)
-        row |= {"planned_sent_bytes": sent_bytes(work), "sent_bytes": counted, "sent_ratio": sent_bytes(work) / counted}
+        told, counted = sent_bytes(work), found["sent_bytes"]
+        row |= {"planned_sent_bytes": told, "sent_bytes": counted, "sent_ratio": told / counted}
     return row
 
 
@@ -114,13 +123,17 @@ def show(rows: list[Mapping[str, Any]]) -> None:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", default="", help="cases whose name holds this text")
+    parser.add_argument("--again", type=Path, metavar="OLD.json", help="plan anew for the runs of a result")
     parser.add_argument("--output", type=Path)
     args = parser.parse_args()
-    load_libraries()
+    old = json.loads(args.again.read_text(encoding="utf-8"))["rows"] if args.again else []
+    known = {row["name"]: row for row in old}
+    if not known:
+        load_libraries()
     rows: list[Mapping[str, Any]] = []
     for name, steps, ranks in cases():
-        if args.only in name:
-            rows.append(row_of(name, steps, ranks))
+        if args.only in name and (not known or name in known):
+            rows.append(row_of(name, steps, ranks, known[name] if known else measured(steps, ranks)))
             print(json.dumps(rows[-1]), flush=True)
     show(rows)
     if args.output:

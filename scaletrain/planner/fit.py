@@ -13,7 +13,7 @@ GPU_RESERVE = 1_500_000_000
 FRAGMENTATION = 0.05
 # Of a process on a CPU with torch and DeepSpeed loaded, measured; and by how much a plan may be wrong, which
 # benchmarks/plan_memory.py tells.
-PROCESS_BYTES = 550_000_000
+PROCESS_BYTES = 370_000_000
 CPU_MARGIN = 0.05
 
 

@@ -83,7 +83,9 @@ def _joined(work: Workload, elements: int) -> int:
 
 def _gathered(work: Workload) -> int:
     """Stage 3: whole weights that are there at a time; they stay from the forward to the backward pass while they are
-    fewer than both limits."""
+    fewer than both limits. What is gathered at once comes as one tensor and is copied out of it."""
     if work.zero.stage < 3 or (work.ranks == 1 and not work.zero.offloads_parameters):
         return 0
-    return work.itemsize * min(work.parameters, max(work.zero.max_live, work.largest_parameter))
+    zero, largest = work.zero, work.largest_parameter
+    live = min(work.parameters, max(zero.max_live, largest))
+    return work.itemsize * (live + min(work.parameters, max(zero.prefetch_bucket, largest)))

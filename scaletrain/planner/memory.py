@@ -93,7 +93,8 @@ def _resident(work: Workload, moment: Moment, most: int) -> Moment:
 
 def _small(work: Workload, moment: Moment) -> int:
     """Of what comes and goes, the bytes in small blocks: not buckets, nor what is joined of all parameters."""
-    names = ("activations", "gradients", "float32 gradients") if work.zero.stage == 0 else ("activations",)
+    of_all = ("activations", "gathered weights")
+    names = (*of_all, "gradients", "float32 gradients") if work.zero.stage == 0 else of_all
     return sum(part.bytes for part in moment.parts if part.name in names)
 
 
@@ -119,11 +120,10 @@ def standing(work: Workload) -> Iterator[Part]:
         yield Part("optimizer moments", _MOMENTS * P)
         return
     off = zero.offloads_optimizer
-    # At stage 3 each rank keeps its part only; in float32 that is its master too, but where the optimizer is away.
+    # In float32 too the masters are a copy: stage 3 would share the weights, but compares a device with its name.
     weights = P if zero.stage < 3 else S
     yield Part("weights", b * weights, is_host=zero.offloads_parameters)
-    if zero.stage < 3 or b < _MASTER or off:
-        yield Part("float32 masters", _rounded(work, _MASTER * S, off), is_host=off)
+    yield Part("float32 masters", _rounded(work, _MASTER * S, off), is_host=off)
     yield Part("optimizer moments", _MOMENTS * S, is_host=off)
     if zero.stage == 3:
         yield Part("gradients of its part", _rounded(work, b * S, off), is_host=off)

@@ -19,6 +19,7 @@ class Zero:
     reduce_bucket: int = 500_000_000
     max_live: int = 1_000_000_000  # gathered elements at stage 3
     max_reuse: int = 1_000_000_000
+    prefetch_bucket: int = 50_000_000  # that are gathered at once
     sub_group: int = 1_000_000_000
     reduces_by_all_reduce: bool = True  # stages 1 and 2, see communication.py
 
@@ -37,6 +38,7 @@ def read_zero(preset: Mapping[str, Any]) -> Zero:
         reduce_bucket=int(said.get("reduce_bucket_size", 500_000_000)),
         max_live=int(said.get("stage3_max_live_parameters", 1_000_000_000)),
         max_reuse=int(said.get("stage3_max_reuse_distance", 1_000_000_000)),
+        prefetch_bucket=int(said.get("stage3_prefetch_bucket_size", 50_000_000)),
         sub_group=int(said.get("sub_group_size", 1_000_000_000)),
         reduces_by_all_reduce=said.get("use_multi_rank_bucket_allreduce", True),
     )
