@@ -109,6 +109,14 @@ def _readers(ranks: int, sharing: int) -> str:
     return f"{ranks} ranks" if sharing == 1 else f"{ranks // sharing} groups of {sharing} ranks"
 
 
+LARGEST_BUCKET = 50_000_000  # elements, a tenth of DeepSpeed's default: 100 MB in bf16, which keeps a fast network busy
+
+
+def bucket_elements(trained: int) -> int:
+    """Elements of a gradient bucket where the DeepSpeed file leaves it open; `trained`: parameters."""
+    return max(1, min(LARGEST_BUCKET, trained))
+
+
 def zero_stage(preset: dict[str, Any]) -> int:
     """ZeRO stage of `preset`, 0 to 3; 0 where it does not say, as in DeepSpeed."""
     stage = _at(preset, "zero_optimization.stage")

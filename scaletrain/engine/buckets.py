@@ -4,15 +4,15 @@ from typing import Any
 
 from torch import nn
 
-LARGEST = 50_000_000  # elements, a tenth of DeepSpeed's default: 100 MB in bf16, as much as keeps a fast network busy
+from scaletrain.config.deepspeed import bucket_elements
 
 
 def with_bucket_size(config: dict[str, Any], model: nn.Module) -> dict[str, Any]:
     """`config` with zero_optimization.reduce_bucket_size: its own, or as many elements as `model` trains, at most
-    LARGEST.
+    config.deepspeed.LARGEST_BUCKET.
 
     DeepSpeed allocates the bucket whole, however few gradients there are, and twice with overlap_comm.
     """
     trained = sum(int(getattr(p, "ds_numel", p.numel())) for p in model.parameters() if p.requires_grad)
-    zero = {"reduce_bucket_size": max(1, min(LARGEST, trained)), **config["zero_optimization"]}
+    zero = {"reduce_bucket_size": bucket_elements(trained), **config["zero_optimization"]}
     return {**config, "zero_optimization": zero}

@@ -77,7 +77,7 @@ def activations(
     return Activations(
         kept=kept,
         head=kept + _head_buffers(arch, N, itemsize, device),
-        backward=_backward(arch, mode, block, itemsize, is_offloaded=host > 0),
+        blocks=_backward(arch, mode, block, itemsize, is_offloaded=host > 0),
         host=host,
     )
 

@@ -48,7 +48,7 @@ def _before(work: Workload) -> int:
 
 def _gradients(work: Workload, done: int, before: int) -> tuple[int, int]:
     """Of `done` parameters, and the buckets that they went through. `before`: see _before."""
-    b, bucket = work.itemsize, work.zero.reduce_bucket
+    b, bucket = work.itemsize, work.reduce_bucket
     if work.zero.stage == 0:
         return max(before, b * done), 0
     # A bucket that is full is summed over the ranks, and a rank's own part is kept: stage 3 has it among its state.
@@ -63,7 +63,7 @@ def _gradients(work: Workload, done: int, before: int) -> tuple[int, int]:
 def _buckets(work: Workload, done: int) -> int:
     """Of gradients on their way: at stages 1 and 2 two of them where collectives overlap; they go after each pass. That
     of stage 3 stays, see memory.py."""
-    b, bucket = work.itemsize, work.zero.reduce_bucket
+    b, bucket = work.itemsize, work.reduce_bucket
     if work.zero.stage not in (1, 2):
         return 0
     number = 2 if work.zero.overlaps else 1
@@ -77,7 +77,7 @@ def _joined(work: Workload, elements: int) -> int:
     stage = work.zero.stage
     if work.ranks == 1 and stage < 3:
         return 0
-    bucket = 500_000_000 if stage == 0 else work.zero.reduce_bucket  # engine.py: MEMORY_OPT_ALLREDUCE_SIZE
+    bucket = 500_000_000 if stage == 0 else work.reduce_bucket  # engine.py: MEMORY_OPT_ALLREDUCE_SIZE
     return work.itemsize * min(elements, max(bucket, work.largest_parameter))
 
 

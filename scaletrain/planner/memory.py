@@ -127,7 +127,7 @@ def standing(work: Workload) -> Iterator[Part]:
     yield Part("optimizer moments", _MOMENTS * S, is_host=off)
     if zero.stage == 3:
         yield Part("gradients of its part", _rounded(work, b * S, off), is_host=off)
-        bucket = zero.reduce_bucket if work.device == "cuda" else min(P, zero.reduce_bucket)
+        bucket = work.reduce_bucket if work.device == "cuda" else min(P, work.reduce_bucket)
         yield Part("communication buckets", b * bucket)
     if off:
         yield Part("float32 gradients", _rounded(work, _MASTER * S, off), is_host=True)

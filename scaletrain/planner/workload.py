@@ -5,6 +5,7 @@ from functools import cached_property
 from typing import Literal
 
 from scaletrain.config.architecture import Architecture
+from scaletrain.config.deepspeed import bucket_elements
 from scaletrain.config.schema import Precision
 from scaletrain.model.activation_bytes import Activations, activations
 from scaletrain.model.count import block_matmul_parameters, count_parameters
@@ -38,6 +39,12 @@ class Workload:
     @cached_property
     def parameters(self) -> int:
         return count_parameters(self.arch).total
+
+    @property
+    def reduce_bucket(self) -> int:
+        """Elements of a gradient bucket."""
+        said = self.zero.reduce_bucket
+        return bucket_elements(self.parameters) if said is None else said
 
     @cached_property
     def embedding(self) -> int:

@@ -16,7 +16,7 @@ class Zero:
     offloads_parameters: bool = False
     pins: bool = False  # what is offloaded lies in pinned memory
     overlaps: bool = False
-    reduce_bucket: int = 500_000_000
+    reduce_bucket: int | None = None  # None: by the model, see Workload.reduce_bucket
     max_live: int = 1_000_000_000  # gathered elements at stage 3
     max_reuse: int = 1_000_000_000
     prefetch_bucket: int = 50_000_000  # that are gathered at once
@@ -35,7 +35,7 @@ def read_zero(preset: Mapping[str, Any]) -> Zero:
         offloads_parameters=offloads_parameters(dict(preset)),
         pins=any(pinned),
         overlaps=said.get("overlap_comm", stage == 3),
-        reduce_bucket=int(said.get("reduce_bucket_size", 500_000_000)),
+        reduce_bucket=int(said["reduce_bucket_size"]) if "reduce_bucket_size" in said else None,
         max_live=int(said.get("stage3_max_live_parameters", 1_000_000_000)),
         max_reuse=int(said.get("stage3_max_reuse_distance", 1_000_000_000)),
         prefetch_bucket=int(said.get("stage3_prefetch_bucket_size", 50_000_000)),

@@ -2,9 +2,9 @@
 
 import torch
 
-from scaletrain.config.deepspeed import engine_config, load_deepspeed
+from scaletrain.config.deepspeed import LARGEST_BUCKET, engine_config, load_deepspeed
 from scaletrain.config.schema import Recipe, Run, Train
-from scaletrain.engine.buckets import LARGEST, with_bucket_size
+from scaletrain.engine.buckets import with_bucket_size
 from scaletrain.engine.engine import Engine
 from tests.engine.tiny import TinyModel, TinyTask
 from tests.engine.training import OPTIM
@@ -29,7 +29,7 @@ def test_a_bucket_holds_what_is_trained_and_a_number_in_the_file_wins() -> None:
     model.requires_grad_(False)
     assert size_of(model) == 1
     with torch.device("meta"):
-        assert size_of(torch.nn.Linear(10_000, 10_000)) == LARGEST
+        assert size_of(torch.nn.Linear(10_000, 10_000)) == LARGEST_BUCKET
 
 
 def sizes_in_deepspeed() -> list[int]:
