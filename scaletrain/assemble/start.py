@@ -37,7 +37,7 @@ from scaletrain.track.peak import Peak
 from scaletrain.track.progress import RunProgress
 from scaletrain.track.sinks import Events, JsonLines, Sink, TensorBoard, last_evaluation
 from scaletrain.track.tracker_sink import TrackerSink
-from scaletrain.track.trackers import TRACKERS, TrackedRun, check_trackers, tracker_id
+from scaletrain.track.trackers import TRACKERS, TrackedRun, tracker_id
 
 
 def start_run(settled: Settled, peak: Peak, findings: Sequence[Finding], terminal: Terminal, began: float) -> Trainer:
@@ -172,8 +172,6 @@ def _listen_for_stops(folder: Path, progress: RunProgress, began: float) -> Stop
 
 
 def _resume_point(settled: Settled, events: Events, progress: RunProgress) -> Found | None:
-    if settled.world.is_first:  # the others send nothing
-        check_trackers(settled.recipe.log.trackers)
     root = Path(settled.recipe.run.dir) / "checkpoints"
     damaged: dict[str, str] = {}
     found = checkpoint.newest_good(root, damaged.__setitem__)

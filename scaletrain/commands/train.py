@@ -97,6 +97,7 @@ def _train(program: Program, args: argparse.Namespace, began: float) -> int:
     from scaletrain.engine import run_folder
     from scaletrain.runtime import dist, log
     from scaletrain.runtime.lifeline import Lifeline
+    from scaletrain.track.trackers import check_trackers
 
     settled = _settle(program, args)
     settle.set_threads(settled.world)
@@ -106,7 +107,9 @@ def _train(program: Program, args: argparse.Namespace, began: float) -> int:
     lock, terminal = None, None
     try:
         with dist.together():
-            lock = run_folder.hold(folder) if settled.world.is_first else None
+            if settled.world.is_first:  # the others write nothing there, and send nothing
+                check_trackers(settled.recipe.log.trackers)
+                lock = run_folder.hold(folder)
         held_by = dist.gather(run_folder.holder(folder) if settled.world.is_first else "")[0]
         with dist.together():
             if settled.world.local_rank == 0:  # on each node

@@ -48,6 +48,10 @@ BEFORE_THE_RUN: dict[str, Case] = {
         lambda d, t: deepspeed_file(t, '{"zero_optimization": {"stage": 1, "reduce_bucket_size": -5}}'),
         "DeepSpeed refuses reduce_bucket_size=-5 .*: change it in the DeepSpeed file",
     ),
+    "tracker without its package": (
+        lambda d, t: "log.trackers=[comet]",
+        "log.trackers holds comet, whose package is not installed: run `pip install comet_ml`, or leave comet out",
+    ),
     "missing dataset": (lambda d, t: f"data.path={t / 'nothing'}", "nothing is not a folder: make it with scaletrain"),
     "truncated shard": (truncated, "tokens-00001.npy is truncated: 1000 bytes, the index says"),
     "batch larger than the data": (
