@@ -161,8 +161,8 @@ def _total_steps(run: Path, metrics: Mapping[str, Any] | None, events: Sequence[
 
 def total_steps(recipe: AnyRecipe, metrics: Mapping[str, Any] | None) -> int | None:
     """Steps of the whole run that stands where its last logged step tells, if the data allow them; None where only the
-    data tell."""
-    if isinstance(recipe, FinetuneRecipe):
+    data tell, or the recipe was changed and says nothing."""
+    if isinstance(recipe, FinetuneRecipe) or (recipe.train.max_steps is None and recipe.train.max_tokens is None):
         return recipe.train.max_steps
     train, done = recipe.train, metrics or {}
     state = RunState(step=done.get("step", 0), samples_seen=done.get("samples", 0), tokens_seen=done.get("tokens", 0))

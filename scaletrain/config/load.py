@@ -12,7 +12,7 @@ from scaletrain.config.deepspeed_file import check_keys, load_deepspeed
 from scaletrain.config.finetune_rules import finetune_problems
 from scaletrain.config.finetune_schema import FinetuneRecipe, TaskKind
 from scaletrain.config.problems import raise_problems, sections, shown, take_unknown_keys, value_problems
-from scaletrain.config.schema import BaseRecipe, Recipe
+from scaletrain.config.schema import BaseRecipe, Recipe, profiled
 from scaletrain.config.strict_yaml import dump_yaml, parse_yaml
 from scaletrain.errors import ConfigError
 
@@ -172,6 +172,8 @@ def _shared_problems(recipe: AnyRecipe) -> list[str]:
             f"train.global_batch_size={train.global_batch_size} is not a multiple of train.micro_batch_size={micro}: "
             "change one of them"
         )
+    if (steps := profiled(train)) is not None and steps[0] > steps[1]:
+        found.append(f"train.profile_steps={train.profile_steps} ends before it begins: write the lower step first")
     if recipe.optim.decay_ratio != type(recipe.optim)().decay_ratio and recipe.optim.schedule != "wsd":
         found.append(
             f"optim.decay_ratio={recipe.optim.decay_ratio} has no effect with optim.schedule={recipe.optim.schedule}: "

@@ -229,6 +229,17 @@ class Train(Section):
     fp8: bool = False
     """The blocks' matrix products in FP8 (torchao), on GPUs that have it, in bf16. Set train.compile=blocks with it:
     without, the conversions cost more than is won."""
+    profile_steps: Annotated[str, BeforeValidator(_written), Field(pattern=r"^[1-9]\d*(-[1-9]\d*)?$")] | None = None
+    """Steps of rank 0 that torch's profiler watches, such as 10-12: a trace and the dearest operations in RUN/profile.
+    They take longer meanwhile."""
+
+
+def profiled(train: Train) -> tuple[int, int] | None:
+    """The first and the last step of train.profile_steps."""
+    if train.profile_steps is None:
+        return None
+    first, _, last = train.profile_steps.partition("-")
+    return int(first), int(last or first)
 
 
 class Optim(Section):

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple, Protocol
 
 import torch
 
-from scaletrain.config.schema import BaseRecipe
+from scaletrain.config.schema import BaseRecipe, profiled
 from scaletrain.data.loader import Step
 from scaletrain.data.order import Share
 from scaletrain.data.rows import Rows
@@ -21,6 +21,7 @@ from scaletrain.engine.records import Records
 from scaletrain.engine.roll_back import NoTarget, RollBacks
 from scaletrain.engine.saver import Saver
 from scaletrain.engine.state import RunState
+from scaletrain.engine.step_profile import StepProfile
 from scaletrain.engine.watch import Watch
 from scaletrain.errors import DataError, ScaleTrainError, TrainingError
 from scaletrain.optim.schedule import lr_at
@@ -99,15 +100,18 @@ class Trainer:
         self._evaluate_if(due=self._due(self.recipe.evaluate.every_steps))  # a kill came between the save and this
         if self.evaluated_step == self.state.step:
             self._end_without_progress()  # as it did before this launch
+        profile = StepProfile(Path(self.recipe.run.dir) / "profile", profiled(self.recipe.train), self.device)
         try:
             with garbage.held_off():
                 while self.state.step < self.plan.total_steps and stopped is None:
-                    stopped = self._step_or_go_back()
+                    with profile.around(self.state.step + 1):
+                        stopped = self._step_or_go_back()
                     garbage.collect_if_due(self.state.step)
         except TrainingError:
             self._save(wait=True)
             raise
         finally:
+            profile.close(self.state.step)
             self._close_loader()
         self._save(wait=True)
         self._evaluate_if(due=stopped is None)

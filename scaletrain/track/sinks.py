@@ -99,11 +99,13 @@ def last_evaluation(path: Path) -> int | None:
 def read_lines(path: Path, start: int = 0) -> list[dict[str, Any]]:
     """The objects of a JSON-lines file from byte `start` on; a last line that a kill tore is left out."""
     lines = []
-    for line in path.read_bytes()[start:].decode("utf-8").splitlines():
+    for line in path.read_bytes()[start:].decode("utf-8", errors="replace").splitlines():
         try:
-            lines.append(json.loads(line))
+            value = json.loads(line)
         except ValueError:
             continue
+        if isinstance(value, dict):
+            lines.append(value)
     return lines
 
 

@@ -66,7 +66,9 @@ def test_a_held_run_that_is_silent_has_stalled(tmp_path: Path) -> None:
         ("metrics.jsonl", b'{"loss": [1], "step": "x"}\n'),
         ("events.jsonl", b'[1]\n{"event": 3, "step": {}}\n'),
         ("events.jsonl", b"\xff\n"),
+        ("events.jsonl", b"7\n"),
         ("recipe.yaml", b"\xff"),
+        ("recipe.yaml", b"run: {dir: x}\ndata: {path: x}\nmodel: {preset: llama-tiny}\n"),
         ("submit/job.json", b"{"),
     ],
 )

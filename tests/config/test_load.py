@@ -166,6 +166,8 @@ def test_a_fault_of_yaml_is_one_line_with_the_place(tmp_path: Path, text: str, l
             "with data.source=huggingface is not supported: prepare the text with `scaletrain prepare`",
         ),
         (["train=5"], "train=5 should be a section"),
+        (["train.profile_steps=12-10"], "train.profile_steps=12-10 ends before it begins: write the lower step first"),
+        (["train.profile_steps=ten"], "train.profile_steps=ten"),
         (["optim.lr"], "override 'optim.lr' is not section.key=value: write it like optim.lr=1e-4"),
         (["optim..lr=1"], "override 'optim..lr=1' is not section.key=value"),
         (["optim.betas=[1"], "override 'optim.betas=[1': "),
