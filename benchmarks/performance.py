@@ -31,6 +31,8 @@ ABOUT = {
     "step_overhead": "What the engine costs beside a bare loop",
     "kernels": "Operations against their roofline",
     "scaling": "Ranks, contexts and depths",
+    "optimizers": "Updates of Muon and AdamW",
+    "plan_memory": "Planned memory beside what runs hold",
     "switches": "What the switches for speed and memory do to the loss",
 }
 

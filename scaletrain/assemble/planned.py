@@ -32,6 +32,7 @@ def workload_of(
         ranks=ranks,
         device=device,
         sharing=recipe.train.sequence_parallel,
+        optimizer=recipe.optim.name,
         copies_state=_copies(recipe, planned_steps(recipe)),
     )
 

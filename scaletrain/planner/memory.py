@@ -12,7 +12,7 @@ from scaletrain.planner.gradients import Held, backward_parts
 from scaletrain.planner.resident import LATE_LIBRARIES, kept
 from scaletrain.planner.workload import Workload
 
-_MASTER, _MOMENTS = 4, 8  # float32 weights; Adam's two moments
+_MASTER = 4  # float32 weights
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ def memory_of(work: Workload) -> Memory:
     moments = [
         Moment("start", tuple(_start(work))),
         Moment("load", tuple(standing(work))),
-        *(Moment(held.moment, (*state, *_parts(held))) for held in backward_parts(work)),
+        *(Moment(held.moment, (*state, *_inputs(work), *_parts(held))) for held in backward_parts(work)),
         Moment("update", (*state, *_update(work))),
         Moment("save", state),
     ]
@@ -109,6 +109,12 @@ def _parts(held: Held) -> Iterator[Part]:
             yield Part(name, size)
 
 
+def _inputs(work: Workload) -> Iterator[Part]:
+    """Of blocks, which activation_checkpointing=offload keeps in host memory."""
+    if work.activations.host:
+        yield Part("inputs of blocks", work.activations.host, is_host=True)
+
+
 def standing(work: Workload) -> Iterator[Part]:
     """What a rank holds from the first update on, whatever it is at."""
     zero, b, P = work.zero, work.itemsize, work.parameters
@@ -117,14 +123,14 @@ def standing(work: Workload) -> Iterator[Part]:
         yield Part("weights", b * P)
         if b < _MASTER:
             yield Part("float32 masters", _MASTER * P)
-        yield Part("optimizer moments", _MOMENTS * P)
+        yield Part("optimizer moments", work.moments_of(P))
         return
     off = zero.offloads_optimizer
     # In float32 too the masters are a copy: stage 3 would share the weights, but compares a device with its name.
     weights = P if zero.stage < 3 else S
     yield Part("weights", b * weights, is_host=zero.offloads_parameters)
     yield Part("float32 masters", _rounded(work, _MASTER * S, off), is_host=off)
-    yield Part("optimizer moments", _MOMENTS * S, is_host=off)
+    yield Part("optimizer moments", work.moments_of(S), is_host=off)
     if zero.stage == 3:
         yield Part("gradients of its part", _rounded(work, b * S, off), is_host=off)
         bucket = work.reduce_bucket if work.device == "cuda" else min(P, work.reduce_bucket)
@@ -141,7 +147,8 @@ def _copy(work: Workload) -> Iterator[Part]:
     """The state for a checkpoint that is written behind training; kept for the next one (engine.py). Stage 0 splits it
     among the ranks too."""
     if work.copies_state:
-        size = (_MASTER + _MOMENTS) * work.share_of(work.parameters)
+        mine = work.share_of(work.parameters)
+        size = _MASTER * mine + work.moments_of(mine)
         is_pinned = work.device == "cuda"
         yield Part("copy for saving", _power_of_two(size) if is_pinned else size, is_host=True)
 

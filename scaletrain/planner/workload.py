@@ -29,6 +29,7 @@ class Workload:
     ranks: int
     device: Literal["cpu", "cuda"] = "cuda"
     sharing: int = 1
+    optimizer: Literal["adamw", "muon"] = "adamw"
     copies_state: bool = True
 
     @property
@@ -61,6 +62,12 @@ class Workload:
         """Parameters with weight decay: the optimizer's first group, see optim/groups.py."""
         head = 0 if self.arch.tie_embeddings else self.embedding
         return self.arch.num_layers * block_matmul_parameters(self.arch) + head
+
+    def moments_of(self, elements: int) -> int:
+        """Bytes of the optimizer's float32 moments of so many parameters: two each, of Muon's matrices (those of the
+        layers) one."""
+        matrices = self.arch.num_layers * block_matmul_parameters(self.arch) if self.optimizer == "muon" else 0
+        return 8 * elements - 4 * matrices * elements // self.parameters
 
     @property
     def largest_group(self) -> int:

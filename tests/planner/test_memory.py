@@ -192,3 +192,17 @@ def test_a_process_on_a_cpu_holds_freed_memory_and_libraries_too() -> None:
     most = max(part.bytes for one in memory.moments for part in one.parts if part.name == "activations")
     assert update["freed, kept by the C library"] == most + (64 << 20)
     assert not any("C library" in part.name for one in memory_of(workload(1)).moments for part in one.parts)
+
+
+def test_muons_matrices_have_one_moment() -> None:
+    matrices = 32 * (4 * 4096 * 4096 + 3 * 4096 * 11008)
+    adam, muon = (state(workload(0, optimizer=name))[0]["optimizer moments"] for name in ("adamw", "muon"))
+    assert adam - muon == 4 * matrices
+    assert state(workload(1, optimizer="muon"))[0]["optimizer moments"] == pytest.approx(muon / 8, rel=1e-6)
+
+
+def test_inputs_of_blocks_may_wait_in_host_memory() -> None:
+    full, offload = (moment(memory_of(workload(checkpointing=mode)), "loss") for mode in ("full", "offload"))
+    inputs = 31 * 4096 * 4096 * 2  # of all blocks but the last: tokens x width x 2 bytes
+    assert offload.host == full.host + inputs
+    assert offload.device == full.device - inputs
