@@ -58,20 +58,25 @@ def begin(settled: Settled, *, force: bool) -> Expected | None:
 
 def expect(settled: Settled) -> Expected | None:
     """None for a fine-tuning: another library's model is not planned."""
+    if (work := workload(settled)) is None:
+        return None
+    memory = memory_of(work)
+    process = PROCESS_BYTES if memory.is_one else 0
+    return Expected(memory.peak_bytes, memory.peak.name, parts_of(memory), process, _rate(settled, work))
+
+
+def workload(settled: Settled) -> Workload | None:
+    """As the planner takes it; None for a fine-tuning."""
     if not isinstance(settled.job, Pretraining):
         return None
-    device = settled.device.type
-    work = workload_of(
+    return workload_of(
         settled.job.recipe,
         settled.deepspeed,
         settled.job.architecture,
         ranks=settled.world.size,
         precision=settled.launch.precision,
-        device="cuda" if device == "cuda" else "cpu",
+        device="cuda" if settled.device.type == "cuda" else "cpu",
     )
-    memory = memory_of(work)
-    process = PROCESS_BYTES if memory.is_one else 0
-    return Expected(memory.peak_bytes, memory.peak.name, parts_of(memory), process, _rate(settled, work))
 
 
 def check_room(settled: Settled, expected: Expected, *, force: bool) -> None:

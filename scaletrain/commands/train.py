@@ -150,7 +150,7 @@ def _train_held(
     settled: "Settled", findings: "Sequence[Finding]", terminal: "Terminal", began: float, *, force: bool
 ) -> int:
     """Trains inside a held run folder, with the libraries' output diverted."""
-    from scaletrain.assemble import expectation
+    from scaletrain.assemble import expectation, out_of_memory
     from scaletrain.assemble.settle import measure_peak
     from scaletrain.assemble.start import start_run
     from scaletrain.cluster.doctor.finding import lines
@@ -166,11 +166,12 @@ def _train_held(
     peak = measure_peak(settled)
     if settled.world.is_first:
         print("\n".join([*header(settled, peak), *lines(findings)]), file=terminal.out)
-    trainer = start_run(settled, peak, findings, terminal, began)
-    try:
-        stopped = trainer.run()
-    finally:
-        trainer.records.close()
+    with out_of_memory.told(settled, expected):
+        trainer = start_run(settled, peak, findings, terminal, began)
+        try:
+            stopped = trainer.run()
+        finally:
+            trainer.records.close()
     if stopped is None:
         with together():
             for line in _finish(settled, trainer) if settled.world.is_first else ():

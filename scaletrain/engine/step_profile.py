@@ -58,13 +58,13 @@ class StepProfile:
         if self._running is None:
             return
         running, self._running = self._running, None
-        running.stop()  # type: ignore[no-untyped-call]
+        running.stop()
         self._folder.mkdir(parents=True, exist_ok=True)
         name = f"{self._first}-{last}"
         running.export_chrome_trace(str(self._folder / f"trace-{name}.json"))
         (self._folder / f"operations-{name}.txt").write_text(self._table(running), encoding="utf-8")
         if self._device.type == "cuda":
-            torch.cuda.memory._dump_snapshot(str(self._folder / f"memory-{name}.pickle"))
+            torch.cuda.memory._dump_snapshot(str(self._folder / f"memory-{name}.pickle"))  # type: ignore[no-untyped-call]
             torch.cuda.memory._record_memory_history(enabled=None)
 
     def _table(self, running: Any) -> str:
