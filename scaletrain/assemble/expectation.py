@@ -45,14 +45,13 @@ class Expected:
 
 
 def begin(settled: Settled, *, force: bool) -> Expected | None:
-    """What the run expects, written into its folder. ConfigError on all ranks where it is hopeless, unless told to go
-    on. All ranks call it."""
+    """What the run expects. ConfigError on all ranks where it is hopeless, unless told to go on; before that, where
+    the data are too short for it. All ranks call it."""
+    with dist.together():
+        settled.job.data.check_length(settled.batch.global_batch)
     expected = expect(settled)
     if expected is not None:
         check_room(settled, expected, force=force)
-        with dist.together():
-            if settled.world.is_first:
-                write(expected, Path(settled.recipe.run.dir))
     return expected
 
 

@@ -168,6 +168,9 @@ def _train_held(
         print("\n".join([*header(settled, peak), *lines(findings)]), file=terminal.out)
     with out_of_memory.told(settled, expected):
         trainer = start_run(settled, peak, findings, terminal, began)
+        with together():
+            if expected is not None and settled.world.is_first:
+                expectation.write(expected, Path(settled.recipe.run.dir))
         try:
             stopped = trainer.run()
         finally:

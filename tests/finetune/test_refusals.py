@@ -69,7 +69,7 @@ def test_packages_that_are_missing(models: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setitem(sys.modules, "bitsandbytes", None)
     config = read_config(models / "llama", {})
     with pytest.raises(ConfigError, match=r"model.quantize=4bit needs bitsandbytes: pip install 'scaletrain\[gpu,fine"):
-        load_quantized(config, "causal", models / "llama", "4bit", torch.float32)
+        load_quantized(config, "causal", models / "llama", "4bit", torch.float32, 7)
 
 
 def test_a_name_that_the_hub_does_not_give(monkeypatch: pytest.MonkeyPatch) -> None:
