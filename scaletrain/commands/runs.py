@@ -110,7 +110,8 @@ def _table(told: Sequence[tuple[Standing, float]], folder: Path, now: float) -> 
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
     counts = Counter(standing.state for standing, _ in told)
-    return [*lines, f"{len(told)} runs: {', '.join(f'{count} {state}' for state, count in counts.items())}"]
+    number = "1 run" if len(told) == 1 else f"{len(told)} runs"
+    return [*lines, f"{number}: {', '.join(f'{count} {state}' for state, count in counts.items())}"]
 
 
 def _number(metrics: Mapping[str, Any], name: str) -> float | None:
