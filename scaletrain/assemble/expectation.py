@@ -80,7 +80,7 @@ def workload(settled: Settled) -> Workload | None:
 
 def check_room(settled: Settled, expected: Expected, *, force: bool) -> None:
     """ConfigError on all ranks where one could not hold what it is to hold, unless told to go on."""
-    room = _room(settled)
+    room = room_of(settled)
     with dist.together():
         if room is not None and expected.peak_bytes > HOPELESS * room and not force:
             raise ConfigError(
@@ -125,7 +125,7 @@ def _rates(metrics: Path) -> Iterator[float]:
             yield float(line["tokens_per_second"])
 
 
-def _room(settled: Settled) -> int | None:
+def room_of(settled: Settled) -> int | None:
     """Bytes of this rank's device, or of its part of what the machine has left."""
     if settled.device.type == "cuda":
         return int(torch.cuda.get_device_properties(settled.device).total_memory)

@@ -68,7 +68,8 @@ def open_finetuned(found: Found, dtype: torch.dtype | None = None, *, quantized:
     merged. CheckpointError when the base model is not there any more.
     """
     recipe, trained_in = _recipe_of(found), found.manifest["layout"]["precision"]
-    recipe = recipe if quantized else _with_all_bits(recipe)
+    if not quantized:
+        recipe = recipe.model_copy(update={"model": recipe.model.model_copy(update={"quantize": "none"})})
     dtype = dtype or DTYPES[trained_in]
     labels = tuple(found.manifest["model"].get("labels") or ())
     try:
@@ -99,8 +100,8 @@ def read_exported(folder: Path, dtype: torch.dtype | None = None) -> Finetuned:
         dtype = dtype or DTYPES[trained_in]
     except (OSError, ValueError, KeyError) as error:
         raise CheckpointError(f"{folder / RECORD} cannot be read ({error}): export the run again") from error
-    recipe = _with_all_bits(recipe)
-    whole = recipe.model.model_copy(update={"path": str(folder), "freeze": "none", "tokenizer": None})
+    given = {"path": str(folder), "freeze": "none", "quantize": "none", "tokenizer": None}
+    whole = recipe.model.model_copy(update=given)
     recipe = recipe.model_copy(update={"model": whole, "adapter": type(recipe.adapter)()})
     task, tokenizer = _task(recipe, labels, folder, folder, dtype)
     network = task.build_model()
@@ -109,10 +110,6 @@ def read_exported(folder: Path, dtype: torch.dtype | None = None) -> Finetuned:
     if network.extra is not None:
         network.extra.load_state_dict(load_file(folder / EXTRA))
     return Finetuned(task, network.eval(), tokenizer, recipe, labels, trained_in)
-
-
-def _with_all_bits(recipe: FinetuneRecipe) -> FinetuneRecipe:
-    return recipe.model_copy(update={"model": recipe.model.model_copy(update={"quantize": "none"})})
 
 
 def _task(

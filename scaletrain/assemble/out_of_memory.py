@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from scaletrain.assemble.expectation import Expected, workload
+from scaletrain.assemble.expectation import Expected, room_of, workload
 from scaletrain.assemble.settle import Settled
 from scaletrain.errors import ConfigError
 from scaletrain.planner.fit import Room, remedy
@@ -25,10 +25,9 @@ def told(settled: Settled, expected: Expected | None) -> Iterator[None]:
 def describe(settled: Settled, expected: Expected | None) -> str:
     """Writes RUN/profile/out-of-memory-rank-NNNNN.pickle where torch can; gives the line."""
     device = settled.device
-    line = f"a GPU's memory is full in {_place()}"
-    room = None
-    if device.type == "cuda":
-        room = int(torch.cuda.get_device_properties(device).total_memory)
+    line = f"a GPU's memory is full in {pulse.last_mark().place}"
+    room = room_of(settled) if device.type == "cuda" else None
+    if room is not None:
         line += f", {torch.cuda.max_memory_allocated(device) / 1e9:,.1f} of {room / 1e9:,.1f} GB were allocated"
     if expected is not None:
         line += f"; planned were {expected.peak_bytes / 1e9:,.1f} GB, at the {expected.moment}"
@@ -39,11 +38,6 @@ def describe(settled: Settled, expected: Expected | None) -> str:
         torch.cuda.memory._dump_snapshot(str(path))  # type: ignore[no-untyped-call]
         line += f"; {path} tells what is held (pytorch.org/memory_viz)"
     return line
-
-
-def _place() -> str:
-    mark = pulse.last_mark()
-    return f"phase {mark.phase} of step {mark.step}" if mark.step else f"phase {mark.phase}"
 
 
 def _advice(settled: Settled, room: int | None) -> str:

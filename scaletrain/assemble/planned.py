@@ -6,6 +6,8 @@ from typing import Any, Literal
 from scaletrain.config.architecture import Architecture
 from scaletrain.config.deepspeed import batch_plan
 from scaletrain.config.schema import BaseRecipe, Precision, Recipe
+from scaletrain.engine.plan import plan_run
+from scaletrain.engine.state import RunState
 from scaletrain.planner.workload import Workload
 from scaletrain.planner.zero import read_zero
 
@@ -39,10 +41,8 @@ def workload_of(
 
 def planned_steps(recipe: Recipe) -> int:
     """Optimizer steps of the whole run."""
-    if recipe.train.max_steps is not None:
-        return recipe.train.max_steps
-    assert recipe.train.max_tokens is not None  # a recipe has one of the two
-    return -(-recipe.train.max_tokens // (recipe.train.global_batch_size * recipe.data.context_length))
+    train, context = recipe.train, recipe.data.context_length
+    return plan_run(train, RunState(), global_batch=train.global_batch_size, micro_batch=1, context=context).total_steps
 
 
 def _copies(recipe: BaseRecipe, steps: int) -> bool:

@@ -60,7 +60,6 @@ def start_run(settled: Settled, peak: Peak, findings: Sequence[Finding], termina
     with dist.together():
         data = settled.job.data.renumbered(recorded)
         reading = data.reading(recorded, state.samples_seen)
-        data.check_length(settled.batch.global_batch)
         validation = data.validation_rows()
         position = checkpoint.read_position(found) if found is not None else None
         source = RunSource(settled, data, reading, position)

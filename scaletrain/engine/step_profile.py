@@ -37,14 +37,10 @@ class StepProfile:
         try:
             yield
         except BaseException:
-            self._end(step)
+            self.close(step)
             raise
         if step == self._steps[1]:
-            self._end(step)
-
-    def close(self, step: int) -> None:
-        """Writes what there is when the run ends before the last step."""
-        self._end(step)
+            self.close(step)
 
     def _begin(self, step: int) -> None:
         self._first = step
@@ -54,7 +50,8 @@ class StepProfile:
         self._running = profile(activities=activities)
         self._running.start()
 
-    def _end(self, last: int) -> None:
+    def close(self, last: int) -> None:
+        """Writes what there is up to step `last`, if it is not written yet."""
         if self._running is None:
             return
         running, self._running = self._running, None

@@ -15,6 +15,10 @@ class Mark(NamedTuple):
     step: int = 0
     number: int = 0
 
+    @property
+    def place(self) -> str:
+        return f"phase {self.phase} of step {self.step}" if self.step else f"phase {self.phase}"
+
 
 START = Mark("start")
 START_SECONDS = 1800  # that a start may take at least: it may compile, fetch data and read a large checkpoint
@@ -57,7 +61,7 @@ class Peer:
 
     @property
     def place(self) -> str:
-        return f"phase {self.mark.phase} of step {self.mark.step}" if self.mark.step else f"phase {self.mark.phase}"
+        return self.mark.place
 
 
 @dataclass(frozen=True)
