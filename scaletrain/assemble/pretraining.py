@@ -24,6 +24,7 @@ from scaletrain.model.count import checkpoint_bytes, count_parameters, flops_per
 from scaletrain.model.hf import architecture_from_hf
 from scaletrain.runtime.sequence import join_sequence
 from scaletrain.runtime.world import World
+from scaletrain.tasks.continuation import Beginnings
 from scaletrain.tasks.pretrain import PretrainTask
 from scaletrain.tasks.task import Task
 
@@ -38,6 +39,7 @@ class Pretraining:
     recipe: Recipe
     data: TrainingData | LiveText
     architecture: Architecture
+    begun: Beginnings | None = None
 
     @property
     def context(self) -> int:
@@ -81,6 +83,7 @@ class Pretraining:
             compiled=self.recipe.train.compile == "blocks",
             fp8=self.recipe.train.fp8,
             sequence=join_sequence(sharing) if (sharing := self.recipe.train.sequence_parallel) > 1 else None,
+            begun=self.begun,
         )
 
     def finish(self, run: Path, found: Found) -> list[str]:
@@ -106,7 +109,28 @@ def settle_pretraining(path: Path, overrides: Sequence[str], deepspeed_config: s
         micro_tokens = launch.batch.micro_batch * recipe.data.context_length // recipe.train.sequence_parallel
         check_fp8_place(str(path), recipe.train, launch.precision, zero_stage(preset), capability_of(launch.device))
         check_fp8_sizes(str(path), architecture, micro_tokens)
-    return Settled(launch, Pretraining(recipe, data, architecture))
+    return Settled(launch, Pretraining(recipe, data, architecture, begin(str(path), recipe, data.tokenizer_folder)))
+
+
+def begin(source: str, recipe: Recipe, tokenizer_folder: Path) -> Beginnings | None:
+    """The prompts of the recipe as tokens; ConfigError where they cannot be gone on with."""
+    wanted, longest = recipe.evaluate, recipe.data.context_length
+    if not wanted.prompts:
+        return None
+    if recipe.train.sequence_parallel > 1:
+        raise ConfigError(
+            f"{source}: evaluate.prompts with train.sequence_parallel={recipe.train.sequence_parallel}: no rank sees a "
+            "whole row: leave the prompts out, and call scaletrain generate beside the run"
+        )
+    tokenizer = load_tokenizer(tokenizer_folder)
+    encoded = [row.tolist() or [tokenizer.eos_id] for row in tokenizer.encode_batch(wanted.prompts)]
+    for number, row in enumerate(encoded):
+        if len(row) + wanted.prompt_tokens > longest:
+            raise ConfigError(
+                f"{source}: evaluate.prompts[{number}] has {len(row):,} tokens, with evaluate.prompt_tokens="
+                f"{wanted.prompt_tokens} more than data.context_length={longest}: shorten it, or add fewer"
+            )
+    return Beginnings(wanted.prompts, encoded, wanted.prompt_tokens, longest, tokenizer)
 
 
 def check_sharing(source: str, sharing: int, architecture: Architecture) -> None:

@@ -339,6 +339,14 @@ class Evaluate(Section):
     """Evaluations in a row without a new best checkpoint.best_metric after which the run is done; default: none."""
 
 
+class PretrainEvaluate(Evaluate):
+    prompts: list[str] = []
+    """Beginnings that the model goes on with after each evaluation, sampled alike each time; events.jsonl, `scaletrain
+    watch` and the report show what it writes."""
+    prompt_tokens: Positive = 64
+    """Tokens that it adds to each."""
+
+
 class Log(Section):
     every_steps: Positive = 10
     """Steps between lines of metrics.jsonl."""
@@ -371,3 +379,4 @@ class Recipe(BaseRecipe):
 
     data: Data = Data()
     model: Model = Model()
+    evaluate: PretrainEvaluate = PretrainEvaluate()

@@ -23,7 +23,7 @@ from scaletrain.engine.timing import DeviceTime
 from scaletrain.errors import CheckpointError, ConfigError
 from scaletrain.model.init import whole_parameter
 from scaletrain.runtime import dist, pulse
-from scaletrain.tasks.task import Evaluated, Task
+from scaletrain.tasks.task import Evaluated, Task, Text
 
 
 @dataclass(frozen=True)
@@ -132,6 +132,12 @@ class Engine:
         """The task's sums over this rank's batch, on the device, and its predictions."""
         self._engine.eval()
         return self._task.evaluate(self._engine, self._to_device(batch))
+
+    @torch.no_grad()
+    def texts(self) -> Sequence[Text]:
+        """What the task's model writes by itself. All ranks call it at once."""
+        self._engine.eval()
+        return self._task.texts(self._engine)
 
     def weights_digest(self) -> int | None:
         """Tells the weights that this rank computes with, alike on all ranks; None at stage 3, where each holds its own

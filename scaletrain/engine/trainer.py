@@ -296,6 +296,7 @@ class Trainer:
         try:
             with garbage.let_in():
                 found = evaluate(self.engine, self.task, self.validation, share, wanted.max_samples)
+                texts = self.engine.texts()
         except ScaleTrainError:  # on all ranks at once: data that cannot be read
             if self.state.step > 0:
                 self._save(wait=True)
@@ -307,6 +308,10 @@ class Trainer:
         self.records.metrics(self.state.step, {f"eval_{name}": value for name, value in found.scores.values.items()})
         self.records.event("evaluate", self.state.step, seconds=time.perf_counter() - began, **found.scores.values)
         self.records.say(f"step {self.state.step}  validation {shown(found.scores.values)}")
+        if texts:
+            self.records.event("texts", self.state.step, texts=texts)
+            for one in texts:
+                self.records.say(f"writes  {one['prompt']!r} ... {one['text']!r}")
         self._end_without_progress()
 
     def _keep_predictions(self, found: Evaluation) -> None:

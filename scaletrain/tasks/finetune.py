@@ -27,7 +27,7 @@ from scaletrain.model.network import (
 )
 from scaletrain.tasks.kind import Kind
 from scaletrain.tasks.scores.result import Scores
-from scaletrain.tasks.task import Evaluated, Prediction, Sums
+from scaletrain.tasks.task import Evaluated, Prediction, Sums, Text
 
 
 @dataclass(frozen=True)
@@ -95,6 +95,10 @@ class Finetune:
 
     def evaluate(self, model: nn.Module, batch: Batch) -> Evaluated:
         return self.kind.evaluate(model, batch)
+
+    def texts(self, model: nn.Module) -> Sequence[Text]:
+        del model  # its predictions are kept
+        return ()
 
     @property
     def metric_names(self) -> Sequence[str]:

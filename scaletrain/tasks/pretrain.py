@@ -18,8 +18,9 @@ from scaletrain.model.gpt import GPT
 from scaletrain.model.hf import load_weights
 from scaletrain.model.init import Gather, init_parameters
 from scaletrain.model.sequence import share_rows
+from scaletrain.tasks.continuation import Beginnings, continue_all
 from scaletrain.tasks.scores.result import Scores
-from scaletrain.tasks.task import Evaluated, Prediction, Sums
+from scaletrain.tasks.task import Evaluated, Prediction, Sums, Text
 
 
 class Texts(Protocol):
@@ -46,11 +47,12 @@ class PretrainTask:
         compiled: bool = False,
         fp8: bool = False,
         sequence: HeadExchange | None = None,
+        begun: Beginnings | None = None,
     ) -> None:
         self.architecture, self.data = architecture, data
         self._seed, self._init_from = seed, init_from
         self._activation_checkpointing, self._compiled = activation_checkpointing, compiled
-        self._fp8, self._sequence = fp8, sequence
+        self._fp8, self._sequence, self._begun = fp8, sequence, begun
 
     @property
     def metric_names(self) -> Sequence[str]:
@@ -95,6 +97,12 @@ class PretrainTask:
 
     def evaluate(self, model: nn.Module, batch: Batch) -> Evaluated:
         return Evaluated(self.loss_sums(model, batch))
+
+    def texts(self, model: nn.Module) -> Sequence[Text]:
+        if self._begun is None:
+            return ()
+        written = continue_all(model, self._begun)
+        return [{"prompt": prompt, "text": text} for prompt, text in zip(self._begun.prompts, written, strict=True)]
 
     def metrics(self, sums: Mapping[str, float], predictions: Sequence[Prediction] = ()) -> Scores:
         """Mean loss in nats a token, perplexity, and bits per byte of the original text.

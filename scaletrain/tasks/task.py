@@ -12,6 +12,7 @@ from scaletrain.model.init import Gather
 from scaletrain.tasks.scores.result import Scores
 
 Sums = dict[str, torch.Tensor]  # "loss" and "items", and whatever else the task's metrics need; scalars
+Text = dict[str, str]  # "prompt" and how it goes on, "text"
 Prediction = dict[str, Any]  # what a model said of one row, for JSON; "row" is its number
 
 
@@ -53,6 +54,10 @@ class Task(Protocol):
 
     def evaluate(self, model: nn.Module, batch: Batch) -> Evaluated:
         """As loss_sums, and what the metrics need of single rows. All ranks call it at once."""
+        ...
+
+    def texts(self, model: nn.Module) -> Sequence[Text]:
+        """What the model writes by itself after an evaluation. All ranks call it at once."""
         ...
 
     @property

@@ -46,6 +46,8 @@ def _lines(run: Recorded, room: int) -> Iterator[tuple[str, str]]:
         yield "", sparkline(losses, min(room, 72))
     if len(evaluations):
         yield "evaluation", _evaluation(evaluations)
+    for number, one in enumerate(run.texts[-1]["texts"] if run.texts else ()):
+        yield "" if number else "writes", f"{one.get('prompt')} ... {one.get('text')}"
     if len(training):
         yield "speed", _speed(training)
         yield "memory", _memory(training)

@@ -16,6 +16,7 @@ class Recorded:
         self.folder = folder
         self.curves = Curves()
         self.events: list[dict[str, Any]] = []
+        self.texts: list[dict[str, Any]] = []  # events too: what the model wrote after evaluations
         self._metrics, self._events = Tail(folder / METRICS), Tail(folder / EVENTS)
 
     @property
@@ -34,7 +35,7 @@ class Recorded:
     def refresh(self) -> None:
         """Reads what was written since the last time."""
         self._metrics.read(self._add_line, self._forget_curves)
-        self._events.read(self._add_event, self.events.clear)
+        self._events.read(self._add_event, self._forget_events)
 
     def _add_line(self, line: dict[str, Any]) -> None:
         self.curves.add(line)
@@ -42,6 +43,14 @@ class Recorded:
     def _forget_curves(self) -> None:
         self.curves = Curves()
 
+    def _forget_events(self) -> None:
+        self.events.clear()
+        self.texts.clear()
+
     def _add_event(self, line: dict[str, Any]) -> None:
-        if isinstance(line.get("event"), str) and isinstance(line.get("step"), int):
+        if not (isinstance(line.get("event"), str) and isinstance(line.get("step"), int)):
+            return
+        if line["event"] != "texts":
             self.events.append(line)
+        elif isinstance(line.get("texts"), list) and all(isinstance(one, dict) for one in line["texts"]):
+            self.texts.append(line)

@@ -11,7 +11,7 @@ from scaletrain.data.rows import IGNORED, Batch
 from scaletrain.data.shuffle import Ids
 from scaletrain.model.init import Gather
 from scaletrain.tasks.scores.result import Scores
-from scaletrain.tasks.task import Evaluated, Prediction, Sums
+from scaletrain.tasks.task import Evaluated, Prediction, Sums, Text
 
 VOCAB, CONTEXT = 32, 8
 
@@ -76,6 +76,10 @@ class TinyTask:
 
     def evaluate(self, model: nn.Module, batch: Batch) -> Evaluated:
         return Evaluated(self.loss_sums(model, batch))
+
+    def texts(self, model: nn.Module) -> Sequence[Text]:
+        del model
+        return ()
 
     def metrics(self, sums: Mapping[str, float], predictions: Sequence[Prediction]) -> Scores:
         assert not predictions

@@ -15,6 +15,13 @@ from scaletrain.runtime.ports import free_port
 from scaletrain.track.sinks import read_lines
 from tests.conftest import ROOT, pretrain, write_recipe
 
+PROMPTS = ('evaluate.prompts=["def f(", ""]', "evaluate.prompt_tokens=16")
+
+
+def texts(run: Path) -> list[tuple[int, list[dict[str, str]]]]:
+    events = read_lines(run / "events.jsonl")
+    return [(event["step"], event["texts"]) for event in events if event["event"] == "texts"]
+
 
 def metrics(run: Path) -> list[dict]:  # type: ignore[type-arg]
     return read_lines(run / "metrics.jsonl")
@@ -30,7 +37,7 @@ def losses(run: Path) -> dict[int, float]:
 def whole(dataset: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An uninterrupted run of one rank."""
     folder = tmp_path_factory.mktemp("whole")
-    done = pretrain(write_recipe(folder, dataset, folder / "run"), "run.env.NCCL_SOCKET_IFNAME=ib7")
+    done = pretrain(write_recipe(folder, dataset, folder / "run"), *PROMPTS, "run.env.NCCL_SOCKET_IFNAME=ib7")
     assert done.code == 0, done.err
     assert done.err == ""
     return folder / "run"
@@ -64,7 +71,14 @@ def test_a_run_leaves_what_the_contract_says(whole: Path) -> None:
     assert [line["step"] for line in evaluated] == [6, 12]
     assert set(evaluated[0]) == {"step", "eval_loss", "eval_perplexity", "eval_bits_per_byte"}
     events = [line["event"] for line in read_lines(whole / "events.jsonl")]
-    assert events == ["start", "data", "checkpoint", "evaluate", "checkpoint", "checkpoint", "evaluate", "end"]
+    assert [name for name in events if name != "texts"] == [
+        "start", "data", "checkpoint", "evaluate", "checkpoint", "checkpoint", "evaluate", "end"
+    ]  # fmt: skip
+    (early, first), (late, second) = texts(whole)
+    assert (early, late) == (6, 12)
+    assert [one["prompt"] for one in (*first, *second)] == ["def f(", ""] * 2
+    assert all(one["text"] for one in (*first, *second))
+    assert first != second
     environment = json.loads((whole / "environment.json").read_text())
     assert environment["world"]["ranks"] == 1
     assert environment["network"]["NCCL_SOCKET_IFNAME"] == "ib7"  # the recipe's
@@ -81,8 +95,9 @@ def test_a_finished_run_started_again_does_nothing(whole: Path, dataset: Dataset
 def test_two_ranks_train_as_one_under_each_launcher(
     launcher: str, whole: Path, dataset: Dataset, tmp_path: Path
 ) -> None:
-    done = pretrain(write_recipe(tmp_path, dataset, tmp_path / "run"), ranks=2, launcher=launcher)
+    done = pretrain(write_recipe(tmp_path, dataset, tmp_path / "run"), *PROMPTS, ranks=2, launcher=launcher)
     assert done.code == 0, done.err
+    assert texts(tmp_path / "run") == texts(whole)
     one, two = losses(whole), losses(tmp_path / "run")
     assert one.keys() == two.keys()
     assert max(abs(one[step] - two[step]) for step in one) < 1e-5
@@ -92,9 +107,10 @@ def test_two_ranks_train_as_one_under_each_launcher(
 @pytest.mark.parametrize("config", ["zero2.json", "zero3.json"])
 def test_deepspeed_config_on_the_command_line_wins(config: str, whole: Path, dataset: Dataset, tmp_path: Path) -> None:
     recipe = write_recipe(tmp_path, dataset, tmp_path / "run")
-    done = pretrain(recipe, "--deepspeed", f"--deepspeed_config=ds_configs/{config}", "--local_rank=0")
+    done = pretrain(recipe, *PROMPTS, "--deepspeed", f"--deepspeed_config=ds_configs/{config}", "--local_rank=0")
     assert done.code == 0, done.err
     assert f"ZeRO stage {config[4]}" in done.out
+    assert texts(tmp_path / "run") == texts(whole)
     one, other = losses(whole), losses(tmp_path / "run")
     assert max(abs(one[step] - other[step]) for step in one) < 1e-5
 

@@ -51,6 +51,14 @@ def test_a_slow_rank_is_named_until_it_is_slow_no_longer(tmp_path: Path) -> None
     assert "is slow" not in shown(tmp_path, ranks, events=(slow, recovered))
 
 
+def test_the_newest_texts_are_shown_and_are_no_events(tmp_path: Path) -> None:
+    old, new = ({"event": "texts", "step": s, "texts": [{"prompt": f"at {s}", "text": "on\x1b"}]} for s in (5, 10))
+    found = shown(tmp_path, line(10), events=(old, new))
+    assert "writes      at 10 ... on " in found
+    assert "at 5" not in found
+    assert "texts at step" not in found
+
+
 def test_nothing_that_is_written_steers_the_terminal_or_breaks_the_frame(tmp_path: Path) -> None:
     bad = {"event": "spike\x1b[2J", "step": 3, "reason": "[red]x[/nope]\nnext"}
     found = shown(tmp_path, {"step": 1, "loss": "nan"}, events=(bad,), width=60)

@@ -113,6 +113,7 @@ def test_nothing_in_a_run_breaks_out_of_the_page(tmp_path: Path) -> None:
     event = {"event": HOSTILE, "time": 1e9, "step": 5, "reason": HOSTILE, HOSTILE: HOSTILE}
     for name, line in (
         ("events.jsonl", event),
+        ("events.jsonl", {"event": "texts", "step": 5, "texts": [{"prompt": HOSTILE, "text": HOSTILE}, {}]}),
         ("metrics.jsonl", {"step": 6, "loss": HOSTILE, f"eval_{HOSTILE}": 1.0}),
     ):
         with (folder / name).open("a") as file:

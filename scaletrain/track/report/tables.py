@@ -14,6 +14,7 @@ from scaletrain.track.report.run import ReportedRun
 
 _EVENTS = 500  # of a run, in the table
 _CHARACTERS = 300  # of a value
+_TEXTS = 50  # evaluations of a run
 _HIDDEN = ("event", "time", "step", "rank", "sample_digest", "digest")
 
 
@@ -122,9 +123,18 @@ def events(runs: Sequence[ReportedRun]) -> str:
 
 
 def samples(runs: Sequence[ReportedRun]) -> str:
-    """What the models said in their last evaluations, of the runs that keep it."""
+    """What the models wrote and predicted in their last evaluations, of the runs that keep it."""
     parts = []
     for run in runs:
+        if texts := run.recorded.texts[-_TEXTS:]:
+            rows = [
+                [f"{event['step']:,}", *(_text(one.get(name, "-")) for name in ("prompt", "text"))]
+                for event in reversed(texts)
+                for one in event["texts"]
+            ]
+            which = f"the last {_TEXTS} of {len(run.recorded.texts):,}" if len(run.recorded.texts) > _TEXTS else "all"
+            head = f"{escape(run.name)}: texts of {which} evaluations"
+            parts.append(f"<details><summary>{head}</summary>{_table(('step', 'prompt', 'text'), rows)}</details>")
         if run.predictions:
             names = [n for n in dict.fromkeys(n for row in run.predictions for n in row) if n != "logits"]
             rows = [[_cut(_text(row.get(name, "-"))) for name in names] for row in run.predictions]
