@@ -33,6 +33,7 @@ ABOUT = {
     "scaling": "Ranks, contexts and depths",
     "optimizers": "Updates of Muon and AdamW",
     "plan_memory": "Planned memory beside what runs hold",
+    "plan_speed": "Planned steps beside measured ones, calibrated by one run",
     "switches": "What the switches for speed and memory do to the loss",
 }
 

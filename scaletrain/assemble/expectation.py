@@ -2,7 +2,7 @@
 
 import statistics
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
@@ -15,7 +15,7 @@ from scaletrain.errors import ConfigError
 from scaletrain.planner.fit import PROCESS_BYTES
 from scaletrain.planner.memory import memory_of
 from scaletrain.planner.plan import parts_of
-from scaletrain.planner.time import Cluster, step_time
+from scaletrain.planner.time import Cluster, Effort, effort_of, step_time
 from scaletrain.planner.workload import Workload
 from scaletrain.runtime import dist
 from scaletrain.runtime.files import write_json
@@ -37,6 +37,8 @@ class Expected:
     parts: dict[str, int]
     process_bytes: int
     tokens_per_second: float | None
+    effort: Effort
+    ranks_of_node: int
 
     @property
     def measured_as(self) -> int:
@@ -61,7 +63,10 @@ def expect(settled: Settled) -> Expected | None:
         return None
     memory = memory_of(work)
     process = PROCESS_BYTES if memory.is_one else 0
-    return Expected(memory.peak_bytes, memory.peak.name, parts_of(memory), process, _rate(settled, work))
+    return Expected(
+        memory.peak_bytes, memory.peak.name, parts_of(memory), process, _rate(settled, work), effort_of(work),
+        settled.world.local_size,
+    )  # fmt: skip
 
 
 def workload(settled: Settled) -> Workload | None:
@@ -98,6 +103,8 @@ def write(expected: Expected, folder: Path) -> None:
             "parts": expected.parts,
             "process_bytes": expected.process_bytes,
             "tokens_per_second": expected.tokens_per_second,
+            "effort": asdict(expected.effort),
+            "ranks_of_node": expected.ranks_of_node,
         },
     )
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from scaletrain.config.hardware import CPU, Hardware, hardware, hardware_names
+from scaletrain.config.hardware import CPU, Hardware, cpu, hardware, hardware_names
 from scaletrain.errors import EXIT_USER, ConfigError
 
 if TYPE_CHECKING:
@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 
 VOCABULARY = 50_304  # where nothing tells: GPT-2's 50,257, padded
 PRESETS = ("zero0", "zero1", "zero2", "zero3", "zero1-offload", "zero2-offload", "zero3-offload")
-_CPU_BANDWIDTH, _CPU_LINK = 10e9, 2e9  # bytes/s of a rank's memory, and of the loopback interface: assumptions
 _BEST = 10
 
 
@@ -36,6 +35,9 @@ def plan(
     link_gbps: Annotated[float | None, typer.Option(min=0.001, help="Network of a device to other nodes")] = None,
     tflops: Annotated[float | None, typer.Option(min=1e-6, help="Matrix rate of a rank, in place of the known")] = None,
     vocab_size: Annotated[int | None, typer.Option(min=2, help="Of the tokenizer, where the data are not here")] = None,
+    calibrate: Annotated[
+        Path | None, typer.Option(metavar="RUN", help="Speed as this run reached it, on one such device or more")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print plain values for a program")] = False,
     search: Annotated[bool, typer.Option("--search", help="Rank all ways that fit by planned tokens/s")] = False,
     write: Annotated[
@@ -55,10 +57,13 @@ def plan(
     from scaletrain.config.deepspeed import settle
     from scaletrain.config.finetune_schema import FinetuneRecipe
     from scaletrain.config.load import load_with_deepspeed
+    from scaletrain.planner.calibration import at_speed, read_speed
     from scaletrain.planner.cost import DEFAULT_NODE_MTBF_HOURS
     from scaletrain.planner.plan import Plan
     from scaletrain.planner.time import COMPUTE_SHARE, Cluster
 
+    if calibrate is not None and tflops is not None:
+        raise ConfigError(f"--calibrate {calibrate} and --tflops {tflops:g} both tell how fast a rank is: give one")
     if write is not None and not search:
         raise ConfigError(f"--write {write} writes what a search finds: give --search too")
     loaded, preset = load_with_deepspeed(recipe, overrides or [], deepspeed_config)
@@ -87,7 +92,10 @@ def plan(
         price,
         mtbf_hours or DEFAULT_NODE_MTBF_HOURS,
         1.0 if tflops is not None else COMPUTE_SHARE,
+        "as given" if tflops is not None else "assumed",
     )
+    if calibrate is not None:
+        made = at_speed(made, read_speed(calibrate, made.cluster.link), f"as {calibrate} reached")
     if search:
         _search(made, recipe, write, as_json=as_json)
         return
@@ -112,7 +120,7 @@ def _search(made: "Plan", recipe: Path, write: Path | None, *, as_json: bool) ->
     from scaletrain.planner.search import search
     from scaletrain.runtime.files import write_whole
 
-    found = search(made.work, made.room, made.cluster, _presets(recipe))[:_BEST]
+    found = search(made, _presets(recipe))[:_BEST]
     if as_json:
         rows = [
             {
@@ -180,9 +188,7 @@ def _device(gpu: str, ranks: int, tflops: float | None, precision: "Precision") 
         known = hardware(gpu)
         return known if tflops is None else replace(known, rates=dict.fromkeys(known.rates, tflops * 1e12))
     rate = tflops * 1e12 if tflops is not None else _probe(precision) / ranks
-    rates: dict[Precision, float] = {"bf16": rate, "fp16": rate, "fp32": rate}
-    source = "this machine; rate " + ("as given" if tflops is not None else "of a 2,048 square product now")
-    return Hardware(CPU, 0, rates, _CPU_BANDWIDTH, _CPU_LINK, 10e9 / 8, source)
+    return cpu(rate, "this machine; rate " + ("as given" if tflops is not None else "of a 2,048 square product now"))
 
 
 def _probe(precision: "Precision") -> float:

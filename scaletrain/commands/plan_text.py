@@ -47,8 +47,8 @@ def _speed(plan: Plan) -> Iterator[str]:
     mfu = time.tokens_per_second * flops_per_token(work.arch, work.context) / peak
     yield (
         f"step    {time.seconds:.3g} s: forward {time.forward:.3g}, backward {time.backward:.3g}, update "
-        f"{time.update:.3g}, waits for the network {time.exposed:.3g}; matrices at {plan.share:.0%} of the dense peak "
-        "(assumed)"
+        f"{time.update:.3g}, waits for the network {time.exposed:.3g}{_rest(time.rest)}; passes at {plan.share:.0%} of "
+        f"the dense peak ({plan.share_source})"
     )
     yield f"rate    {time.tokens_per_second:,.0f} tokens/s, MFU {mfu:.0%}"
     money = "" if cost.money is None else f", {cost.money:,.0f} at {plan.price:g} an hour"
@@ -86,6 +86,10 @@ def table(found: Sequence[Found], plan: Plan) -> Iterator[str]:
 def size(count: int) -> str:
     scale, unit = next((s, u) for s, u in ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1, "B")) if count >= s or s == 1)
     return f"{count / scale:.3g} {unit}" if count < 1e15 else f"{count / scale:,.0f} {unit}"
+
+
+def _rest(seconds: float) -> str:
+    return f", the rest {seconds:.3g}" if seconds else ""
 
 
 def _offload(plan: Plan) -> str:

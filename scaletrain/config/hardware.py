@@ -14,6 +14,8 @@ from scaletrain.errors import ConfigError
 _FILE = Path(__file__).with_name("hardware.toml")
 _OTHERS = "bf16_of"
 CPU = "cpu"
+# Bytes/s of a rank's memory, of the loopback interface, of a network of 10 Gb/s: assumptions.
+_CPU_BANDWIDTH, _CPU_LINK, _CPU_NETWORK = 10e9, 2e9, 10e9 / 8
 
 
 @dataclass(frozen=True)
@@ -55,6 +57,11 @@ def hardware(name: str) -> Hardware:
         network=row["network_gbps"] / 8 * 1e9,
         source=row["source"],
     )
+
+
+def cpu(rate: float, source: str) -> Hardware:
+    """A rank's part of this machine. `rate`: FLOP/s of its matrix products in the precision that is planned."""
+    return Hardware(CPU, 0, {"bf16": rate, "fp16": rate, "fp32": rate}, _CPU_BANDWIDTH, _CPU_LINK, _CPU_NETWORK, source)
 
 
 def hardware_of(device: str) -> Hardware | None:

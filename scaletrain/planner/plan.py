@@ -28,6 +28,8 @@ class Plan:
     price: float | None = None
     node_mtbf_hours: float = DEFAULT_NODE_MTBF_HOURS
     share: float = COMPUTE_SHARE
+    share_source: str = "assumed"
+    rest: float = 0.0  # seconds of a step that are neither passes, update nor collectives
 
     @cached_property
     def memory(self) -> Memory:
@@ -35,7 +37,7 @@ class Plan:
 
     @cached_property
     def time(self) -> StepTime:
-        return step_time(self.work, self.cluster, self.share)
+        return step_time(self.work, self.cluster, self.share, self.rest)
 
     @property
     def fits(self) -> bool:
@@ -87,6 +89,7 @@ class Plan:
                 "backward": time.backward,
                 "update": time.update,
                 "exposed_communication": time.exposed,
+                "rest": time.rest,
             },
             "tokens_per_second": time.tokens_per_second,
             "compute_share": self.share,

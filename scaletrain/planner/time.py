@@ -39,33 +39,55 @@ class Cluster:
 
 
 @dataclass(frozen=True)
+class Effort:
+    """What a rank does in an optimizer step, on whatever device. Backward FLOPs: recomputation too. Bytes: of the
+    update in the device's memory (0: it is elsewhere), of what a rank sends for the gradients, and for the weights
+    after the update (at stage 3 nothing then)."""
+
+    forward_flops: float
+    backward_flops: float
+    update_bytes: float
+    gradient_bytes: float
+    gathered_bytes: float
+
+
+def effort_of(work: Workload) -> Effort:
+    tokens = work.tokens * work.accumulation
+    useful = flops_per_token(work.arch, work.context) * tokens
+    again = recomputed_flops_per_token(work.arch, work.context, work.checkpointing) * tokens
+    is_here = not work.zero.offloads_optimizer or work.device == "cpu"
+    update = _ADAM_BYTES * _updated(work) if is_here else 0.0
+    gathered = weight_bytes(work) if work.zero.stage < 3 else 0.0
+    return Effort(useful / 3, useful * 2 / 3 + again, update, gradient_bytes(work), gathered)
+
+
+@dataclass(frozen=True)
 class StepTime:
-    """Seconds of one optimizer step. `exposed`: of the collectives, what nothing hides."""
+    """Seconds of one optimizer step. `exposed`: of the collectives, what nothing hides; `rest`: what is none of all."""
 
     forward: float
     backward: float
     update: float
     exposed: float
     tokens: int  # of all ranks
+    rest: float = 0.0
 
     @property
     def seconds(self) -> float:
-        return self.forward + self.backward + self.update + self.exposed
+        return self.forward + self.backward + self.update + self.exposed + self.rest
 
     @property
     def tokens_per_second(self) -> float:
         return self.tokens / self.seconds
 
 
-def step_time(work: Workload, cluster: Cluster, share: float = COMPUTE_SHARE) -> StepTime:
-    """`share`: of the dense peak that matrix products and all around them reach."""
-    rate = cluster.hardware.rates[work.precision] * share
-    tokens = work.tokens * work.accumulation  # of a rank
-    useful = flops_per_token(work.arch, work.context) * tokens
-    again = recomputed_flops_per_token(work.arch, work.context, work.checkpointing) * tokens
-    forward, backward = useful / 3 / rate, (useful * 2 / 3 + again) / rate
+def step_time(work: Workload, cluster: Cluster, share: float = COMPUTE_SHARE, rest: float = 0.0) -> StepTime:
+    """`share`: of the dense peak that matrix products and all around them reach. `rest`: seconds of a step that are
+    neither passes nor update."""
+    effort, rate = effort_of(work), cluster.hardware.rates[work.precision] * share
+    forward, backward = effort.forward_flops / rate, effort.backward_flops / rate
     link = cluster.link * LINK_SHARE
-    reducing, gathering = gradient_bytes(work) / link, weight_bytes(work) / link
+    reducing, gathering = effort.gradient_bytes / link, weight_bytes(work) / link
     if work.zero.stage == 3:  # gathers are fetched ahead in both passes, reductions run beside the backward pass
         passes = gathers(work)
         hidden = [(gathering / passes, forward), (gathering - gathering / passes + reducing, backward)]
@@ -74,12 +96,17 @@ def step_time(work: Workload, cluster: Cluster, share: float = COMPUTE_SHARE) ->
         beside = backward / work.accumulation if work.zero.stage < 2 else backward
         hides = work.zero.stage > 0 and work.zero.overlaps
         exposed = gathering + (max(0.0, reducing - beside) if hides else reducing)
-    return StepTime(forward, backward, _update(work, cluster), exposed, tokens * work.ranks)
+    tokens = work.tokens * work.accumulation * work.ranks
+    return StepTime(forward, backward, _update(work, effort, cluster), exposed, tokens, rest)
 
 
-def _update(work: Workload, cluster: Cluster) -> float:
-    """Bound by memory: of a rank's part of the state, from stage 1 on."""
-    part = work.parameters if work.zero.stage == 0 else work.share_of(work.parameters)
-    if not work.zero.offloads_optimizer or work.device == "cpu":
-        return part * _ADAM_BYTES / cluster.hardware.bandwidth
-    return part * (2 * work.itemsize / _OFFLOAD_RATE + _ADAM_BYTES / _HOST_ADAM_RATE)
+def _update(work: Workload, effort: Effort, cluster: Cluster) -> float:
+    """Bound by memory."""
+    if effort.update_bytes:
+        return effort.update_bytes / cluster.hardware.bandwidth
+    return _updated(work) * (2 * work.itemsize / _OFFLOAD_RATE + _ADAM_BYTES / _HOST_ADAM_RATE)
+
+
+def _updated(work: Workload) -> int:
+    """Parameters that a rank updates: its part, from stage 1 on."""
+    return work.parameters if work.zero.stage == 0 else work.share_of(work.parameters)

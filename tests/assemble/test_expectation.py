@@ -1,6 +1,7 @@
 """A hopeless run is refused before its model is built, and a run's end is held against its plan."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ from scaletrain.assemble import expectation
 from scaletrain.assemble.pretraining import settle_pretraining
 from scaletrain.data.shards import Dataset
 from scaletrain.errors import ConfigError
+from scaletrain.planner.time import Effort
 from scaletrain.track.sinks import JsonLines
 from tests.conftest import write_recipe
 
@@ -25,7 +27,9 @@ def test_what_is_expected_is_written_into_the_run_folder(recipe: Path, tmp_path:
     assert expected is not None
     expectation.write(expected, tmp_path / "run")
     found = json.loads((tmp_path / "run" / "plan.json").read_text())
-    assert set(found) == {"peak_bytes", "moment", "parts", "process_bytes", "tokens_per_second"}
+    assert {"peak_bytes", "moment", "parts", "process_bytes", "tokens_per_second"} <= set(found)
+    assert Effort(**found["effort"]) == expected.effort
+    assert found["ranks_of_node"] == 1
     assert sum(found["parts"].values()) == found["peak_bytes"] == expected.peak_bytes
     assert found["tokens_per_second"] is None  # a CPU's rate is not known
 
@@ -50,11 +54,12 @@ def test_a_machine_that_does_not_tell_its_memory_refuses_nothing(recipe: Path, m
 
 def test_the_end_tells_planned_beside_measured(recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     settled = settle_pretraining(recipe, [], None)
-    expected = expectation.Expected(900_000_000, "update", {}, 100_000_000, None)
+    effort = Effort(1.0, 2.0, 3.0, 0.0, 0.0)
+    expected = expectation.Expected(900_000_000, "update", {}, 100_000_000, None, effort, 1)
     monkeypatch.setattr(expectation, "peak_memory_bytes", lambda device: 800_000_000)
     line = "plan    a rank's memory: 1.00 GB planned, 0.80 GB measured (+25%)"
     assert expectation.compare(expected, settled) == line
-    known = expectation.Expected(900_000_000, "update", {}, 100_000_000, 5000.0)
+    known = replace(expected, tokens_per_second=5000.0)
     assert expectation.compare(known, settled) == line  # no step was logged
     sink = JsonLines(tmp_path / "run" / "metrics.jsonl", 0)
     for step, rate in enumerate((10.0, 4000.0, 4100.0), start=1):

@@ -131,3 +131,25 @@ def test_a_fine_tuning_tells_its_state_and_what_is_missing(folder: Path) -> None
     assert "what is trained (lora)" in told
     (folder / "model/x.safetensors").write_bytes(b"\xff" * 20)
     assert "cannot be read as safetensors" in run("finetune.yaml", code=2)
+
+
+def test_a_run_calibrates_the_plan_of_another_recipe(folder: Path) -> None:
+    effort = {"forward_flops": 1e12, "backward_flops": 2e12, "update_bytes": 28e6, "gradient_bytes": 0.0}
+    (folder / "run").mkdir()
+    (folder / "run" / "plan.json").write_text(
+        json.dumps({"effort": {**effort, "gathered_bytes": 0.0}, "ranks_of_node": 1})
+    )
+    seconds = {"forward_seconds": 0.01, "backward_seconds": 0.02, "optimizer_seconds": 0.0001}
+    line = {"step": 1, **seconds, "step_seconds": 0.0401, "data_wait_seconds": 0.0}
+    (folder / "run" / "metrics.jsonl").write_text((json.dumps(line) + "\n") * 5)
+    found = json.loads(run("recipe.yaml", "--gpus-per-node", "8", "--calibrate", "run", "--json"))
+    assert found["compute_share"] == pytest.approx(100 / 989)
+    assert found["step_parts"]["rest"] == pytest.approx(0.01)
+    assumed = json.loads(run("recipe.yaml", "--gpus-per-node", "8", "--json"))
+    ratio = found["step_parts"]["forward"] / assumed["step_parts"]["forward"]
+    assert ratio == pytest.approx(0.45 * 989 / 100)
+    assert "passes at 10% of the dense peak (as run reached)" in run(
+        "recipe.yaml", "--gpus-per-node", "8", "--calibrate", "run"
+    )
+    told = run("recipe.yaml", "--calibrate", "run", "--tflops", "3", code=2)
+    assert "--calibrate run and --tflops 3 both tell how fast a rank is: give one" in told

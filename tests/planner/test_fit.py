@@ -7,8 +7,10 @@ import pytest
 from scaletrain.config.hardware import hardware
 from scaletrain.planner.fit import FRAGMENTATION, GPU_RESERVE, PROCESS_BYTES, Room, micro_batches, remedy
 from scaletrain.planner.memory import memory_of
+from scaletrain.planner.plan import Plan
 from scaletrain.planner.search import search
 from scaletrain.planner.time import Cluster
+from scaletrain.planner.workload import Workload
 from scaletrain.planner.zero import Zero
 from tests.planner.made import workload
 
@@ -53,6 +55,10 @@ def test_the_first_change_that_makes_it_fit(
         assert found.work.micro_batch * found.work.accumulation == micro
 
 
+def planned(work: Workload, room: Room, cluster: Cluster) -> Plan:
+    return Plan(work, cluster, room, steps=10, keep_last=2)
+
+
 def test_micro_batches_divide_what_a_rank_reads() -> None:
     assert micro_batches(workload(micro_batch=2, accumulation=6)) == [4, 2, 1]
     assert micro_batches(workload(micro_batch=3, accumulation=2)) == [3, 2, 1]
@@ -62,18 +68,18 @@ def test_a_search_keeps_to_the_memory_and_gives_the_fastest_first() -> None:
     work = workload(micro_batch=1, accumulation=8)
     cluster = Cluster(hardware("a100-40"), 1, 8, 25e9)
     room = Room(hardware("a100-40").memory)
-    found = search(work, room, cluster, PRESETS)
+    found = search(planned(work, room, cluster), PRESETS)
     assert found
     assert all(room.holds(one.memory) for one in found)
     rates = [one.time.tokens_per_second for one in found]
     assert rates == sorted(rates, reverse=True)
     assert all(one.variant.work.micro_batch * one.variant.work.accumulation == 8 for one in found)
-    larger = search(work, Room(10**12), cluster, PRESETS)
+    larger = search(planned(work, Room(10**12), cluster), PRESETS)
     assert len(larger) == 3 * 3 * 4 > len(found)
-    assert search(work, Room(10**9), cluster, PRESETS) == []
+    assert search(planned(work, Room(10**9), cluster), PRESETS) == []
 
 
 def test_a_search_is_of_what_the_recipe_reads_in_a_step() -> None:
     work = replace(workload(), micro_batch=2, accumulation=2)
-    found = search(work, Room(10**12), Cluster(hardware("h100"), 1, 8, 50e9), PRESETS)
+    found = search(planned(work, Room(10**12), Cluster(hardware("h100"), 1, 8, 50e9)), PRESETS)
     assert {one.time.tokens for one in found} == {8 * 4 * 4096}

@@ -1,0 +1,91 @@
+"""What a run on the same devices reached, in place of what a plan assumes of them."""
+
+import json
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from scaletrain.config.hardware import CPU
+from scaletrain.errors import ConfigError
+from scaletrain.planner.plan import Plan
+from scaletrain.planner.time import LINK_SHARE, Effort
+
+WARM_UP = 2  # logged lines: compiling, caches, the allocator's first requests
+_LEAST = 3  # lines after them
+_PARTS = ("forward_seconds", "backward_seconds", "optimizer_seconds")
+
+
+@dataclass(frozen=True)
+class Speed:
+    """Of one rank, of `ranks` on its node. `rate`: FLOP/s of the passes, recomputation counted. `bandwidth`: bytes/s of
+    the update; None where it was not in the device's memory. `rest`: seconds of a step that are neither."""
+
+    rate: float
+    bandwidth: float | None
+    rest: float
+    ranks: int
+
+
+def read_speed(run: Path, link: float) -> Speed:
+    """As speed_of, of a pretraining run's folder. ConfigError where it does not tell."""
+    effort, ranks = _effort(run)
+    lines = _lines(run)
+    if len(lines) < WARM_UP + _LEAST:
+        raise ConfigError(
+            f"--calibrate {run}: {len(lines)} logged steps, {WARM_UP + _LEAST} are needed (the first {WARM_UP} are "
+            "left out): train it longer, or with log.every_steps=1"
+        )
+    return speed_of(effort, ranks, lines[WARM_UP:], link)
+
+
+def speed_of(effort: Effort, ranks: int, lines: Sequence[Mapping[str, float]], link: float) -> Speed:
+    """By the medians of logged steps. `link`: bytes/s between the ranks, as the planner has it: what the reduction of
+    the gradients took by that is none of the passes' time."""
+    forward, backward, update = (statistics.median(line[part] for line in lines) for part in _PARTS)
+    step = statistics.median(line["step_seconds"] - line["data_wait_seconds"] for line in lines)
+    passes = forward + backward
+    passes -= min(passes / 2, effort.gradient_bytes / (link * LINK_SHARE))
+    own = update - min(update / 2, effort.gathered_bytes / (link * LINK_SHARE))
+    bandwidth = effort.update_bytes / own if effort.update_bytes else None
+    rest = max(0.0, step - forward - backward - update)
+    return Speed((effort.forward_flops + effort.backward_flops) / passes, bandwidth, rest, ranks)
+
+
+def at_speed(plan: Plan, speed: Speed, source: str) -> Plan:
+    """The same plan at the speed of a run; `source` says of which. A CPU's cores are shared by its ranks."""
+    cluster, device = plan.cluster, plan.cluster.hardware
+    shared = speed.ranks / cluster.devices_per_node if device.name == CPU else 1.0
+    if speed.bandwidth is not None:
+        device = replace(device, bandwidth=speed.bandwidth * shared)
+    return replace(
+        plan,
+        cluster=replace(cluster, hardware=device),
+        share=speed.rate * shared / device.rates[plan.work.precision],
+        share_source=source,
+        rest=speed.rest,
+    )
+
+
+def _effort(run: Path) -> tuple[Effort, int]:
+    try:
+        plan = json.loads((run / "plan.json").read_text(encoding="utf-8"))
+        return Effort(**plan["effort"]), int(plan["ranks_of_node"])
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise ConfigError(
+            f"--calibrate {run}: its plan.json does not tell what a step takes ({type(error).__name__}): give the "
+            "run.dir of a pretraining run of this version"
+        ) from None
+
+
+def _lines(run: Path) -> list[dict[str, Any]]:
+    lines = []
+    try:
+        for text in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines():
+            line = json.loads(text)
+            if all(isinstance(line.get(name), float) for name in (*_PARTS, "step_seconds", "data_wait_seconds")):
+                lines.append(line)
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"--calibrate {run}: metrics.jsonl cannot be read ({error})") from None
+    return lines

@@ -1,0 +1,93 @@
+"""A run tells how fast its devices are: what was planned from what it reached is what it took."""
+
+import json
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from scaletrain.config.hardware import Hardware
+from scaletrain.errors import ConfigError
+from scaletrain.planner.calibration import Speed, read_speed
+from scaletrain.planner.time import LINK_SHARE, Cluster, StepTime, effort_of, step_time
+from scaletrain.planner.workload import Workload
+from tests.planner.made import workload
+
+LINK = 40e9
+TRUE = Hardware("t", 1, {"bf16": 3e12, "fp16": 3e12, "fp32": 3e12}, 20e9, LINK, LINK, "made")
+
+
+def write_run(folder: Path, work: Workload, rest: float = 0.0, *, lines: int = 9, **more: Any) -> StepTime:
+    """A run whose steps take what the planner says of devices that are known; its first two steps take far longer."""
+    time = step_time(work, Cluster(TRUE, 1, work.ranks, LINK), share=1.0, rest=rest)
+    reducing = effort_of(work).gradient_bytes / (LINK * LINK_SHARE)
+    values = {
+        "forward_seconds": time.forward,
+        "backward_seconds": time.backward + reducing,
+        "optimizer_seconds": time.update + time.exposed - reducing,
+        "step_seconds": time.seconds + 0.25,
+        "data_wait_seconds": 0.25,
+    }
+    told = [{"step": n, **{k: v * (50 if n < 3 else 1) for k, v in values.items()}} for n in range(1, lines + 1)]
+    folder.mkdir()
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in [*told, {"eval_loss": 1.0}]))
+    (folder / "plan.json").write_text(json.dumps({"effort": asdict(effort_of(work)), "ranks_of_node": 4, **more}))
+    return time
+
+
+def one_after_another(stage: int, ranks: int) -> Workload:
+    """Nothing of the network is hidden."""
+    work = workload(stage, ranks=ranks)
+    return replace(work, zero=replace(work.zero, overlaps=False))
+
+
+@pytest.mark.parametrize(("stage", "ranks"), [(0, 1), (1, 1), (0, 4), (1, 4), (2, 4)])
+def test_what_a_run_reached_is_read_from_it(stage: int, ranks: int, tmp_path: Path) -> None:
+    write_run(tmp_path / "run", one_after_another(stage, ranks), rest=0.5)
+    found = read_speed(tmp_path / "run", LINK)
+    assert found.rate == pytest.approx(3e12, rel=1e-6)
+    assert found.bandwidth == pytest.approx(20e9, rel=1e-6)
+    assert (found.rest, found.ranks) == (pytest.approx(0.5, rel=1e-6), 4)
+
+
+def test_another_recipe_is_planned_at_the_speed_of_the_run(tmp_path: Path) -> None:
+    write_run(tmp_path / "run", workload(1, ranks=1))
+    speed = read_speed(tmp_path / "run", LINK)
+    assert speed.bandwidth is not None
+    other = workload(0, ranks=1, micro_batch=2, checkpointing="none")
+    known = step_time(other, Cluster(TRUE, 1, 1, LINK), share=1.0)
+    device = replace(TRUE, rates=dict.fromkeys(TRUE.rates, 6e12), bandwidth=speed.bandwidth)
+    found = step_time(other, Cluster(device, 1, 1, LINK), share=speed.rate / 6e12, rest=speed.rest)
+    assert found.seconds == pytest.approx(known.seconds, rel=1e-6)
+
+
+def test_an_update_elsewhere_tells_nothing_of_the_memory(tmp_path: Path) -> None:
+    work = workload(2, zero={"offloads_optimizer": True})
+    write_run(tmp_path / "run", work)
+    assert read_speed(tmp_path / "run", LINK).bandwidth is None
+
+
+def test_time_is_never_taken_away_altogether(tmp_path: Path) -> None:
+    """A link that is slower in the plan than in truth."""
+    write_run(tmp_path / "run", one_after_another(1, ranks=4))
+    found = read_speed(tmp_path / "run", 1.0)
+    assert isinstance(found, Speed)
+    assert 0 < found.rate < float("inf")
+    assert found.bandwidth is not None
+    assert 0 < found.bandwidth < float("inf")
+
+
+def test_a_run_that_does_not_tell_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="does not tell what a step takes .FileNotFoundError.: give the run.dir"):
+        read_speed(tmp_path / "none", LINK)
+    write_run(tmp_path / "short", workload(), lines=4)
+    with pytest.raises(ConfigError, match="4 logged steps, 5 are needed .*log.every_steps=1"):
+        read_speed(tmp_path / "short", LINK)
+    write_run(tmp_path / "old", workload(), effort={"forward_flops": 1.0})
+    with pytest.raises(ConfigError, match="TypeError"):
+        read_speed(tmp_path / "old", LINK)
+    write_run(tmp_path / "torn", workload())
+    (tmp_path / "torn" / "metrics.jsonl").write_text('{"step"')
+    with pytest.raises(ConfigError, match="metrics.jsonl cannot be read"):
+        read_speed(tmp_path / "torn", LINK)
