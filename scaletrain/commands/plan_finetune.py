@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from scaletrain.commands.plan_text import size
+from scaletrain.commands.planned_recipe import precision_of
 from scaletrain.config.finetune_schema import FinetuneRecipe
-from scaletrain.config.schema import Precision
 from scaletrain.errors import ConfigError
 from scaletrain.model.count import short_count
 from scaletrain.planner.finetune import finetune_state
@@ -17,14 +17,12 @@ from scaletrain.planner.fit import Room
 from scaletrain.planner.zero import read_zero
 
 
-def plan_finetuning(
-    recipe: FinetuneRecipe, preset: Mapping[str, Any], *, ranks: int, precision: Precision, room: Room
-) -> None:
+def plan_finetuning(recipe: FinetuneRecipe, preset: Mapping[str, Any], *, ranks: int, room: Room) -> None:
     """Prints the state of a rank. No verdict but a warning: activations of another library's model are not known.
 
     ConfigError when the model's files are not on this machine.
     """
-    folder = Path(recipe.model.path).expanduser()
+    folder, precision = Path(recipe.model.path).expanduser(), precision_of(recipe)
     parameters = count_in_files(folder)
     adapter, freeze = recipe.adapter.kind, recipe.model.freeze
     trained = parameters if adapter == "none" and freeze != "all_but_head" else 0

@@ -60,6 +60,15 @@ def _speed(plan: Plan) -> Iterator[str]:
     )
 
 
+def short(plan: Plan) -> str:
+    """All of it in one line."""
+    need, room = size(plan.room.need(plan.memory)), size(plan.room.bytes)
+    return (
+        f"{need} of {room} a rank, {plan.time.tokens_per_second:,.0f} tokens/s, {plan.cost.hours:,.1f} hours on "
+        f"{plan.cluster.ranks:,} x {plan.cluster.hardware.name} ({plan.share_source} speed)"
+    )
+
+
 def verdict(plan: Plan, remedy: Variant | None) -> str:
     """One line. `remedy`: where it does not fit, what does."""
     spare = plan.room.spare(plan.memory)

@@ -12,6 +12,8 @@ from scaletrain.cluster.batch import Batch, limit_seconds, set_options, signal_s
 from scaletrain.commands.checked_recipe import CheckedRecipe, check_recipe, check_sweep
 from scaletrain.commands.job_plan import JobPlan, Runs, missing_data, plan_job
 from scaletrain.commands.standing import Standing, is_run, read_standings, total_steps
+from scaletrain.config.hardware import hardware_names
+from scaletrain.config.schema import Recipe
 from scaletrain.config.sweep import load_sweep
 from scaletrain.errors import ClusterError, ConfigError
 
@@ -53,6 +55,11 @@ def submit(
         str | None,
         typer.Option("--deepspeed_config", metavar="FILE", help="DeepSpeed JSON that wins over the recipe's"),
     ] = None,
+    gpu: Annotated[
+        str,
+        typer.Option(help=f"Plan for these devices first, and refuse what does not fit: {', '.join(hardware_names())}"),
+    ] = "",
+    force: Annotated[bool, typer.Option(help="Submit what does not fit by plan too")] = False,
     dry_run: Annotated[bool, typer.Option(help="Print the job script; write and submit nothing")] = False,
 ) -> None:
     """Check a recipe for a number of ranks and submit it to SLURM; it saves before the limit and is queued again.
@@ -78,6 +85,8 @@ def submit(
     else:
         sweep = check_sweep(recipe, overrides or [], deepspeed_config, batch.ranks, load_sweep(array))
         root, runs = sweep[0].folder.parent, dict(enumerate(sweep, start=1))
+    if gpu:
+        _plan(runs, recipe, batch, gpu, force=force)
     for path in missing_data(runs):
         print(f"note    {path} is not on this machine: the nodes need it", file=sys.stderr)
     if dry_run:
@@ -90,6 +99,25 @@ def submit(
         print(f"{root}: all runs of the sweep are done")
         return
     _submit(root, plan_job(root, runs, batch, image=image, most_at_once=max_parallel))
+
+
+def _plan(runs: Runs, recipe: Path, batch: Batch, gpu: str, *, force: bool) -> None:
+    """Tells how each pretraining run will do. ConfigError where one does not fit, unless `force`."""
+    from scaletrain.commands.plan_text import short, verdict
+    from scaletrain.commands.planned_recipe import device_of, plan_recipe, remedy_of
+
+    too_big = []
+    for run in runs.values():
+        if not isinstance(run.recipe, Recipe):
+            print("note    a fine-tuning is not planned: scaletrain plan tells the state of its model", file=sys.stderr)
+            return
+        device = device_of(gpu, batch.ranks_per_node, run.recipe)
+        plan = plan_recipe(run.recipe, run.preset, device, nodes=batch.nodes, devices_per_node=batch.ranks_per_node)
+        print(f"plan    {run.folder}: {short(plan)}", file=sys.stderr)
+        if not plan.fits:
+            too_big.append(f"{run.folder} is {verdict(plan, remedy_of(plan, recipe))}")
+    if too_big and not force:
+        raise ConfigError("; ".join([*too_big, "or --force submits it all the same"]))
 
 
 def _check_kind(root: Path, *, is_sweep: bool) -> None:

@@ -111,7 +111,7 @@ def test_faults_are_one_line(folder: Path) -> None:
 
 
 def test_a_machine_that_does_not_tell_its_memory_is_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("scaletrain.runtime.machine.available_memory", lambda: None)
+    monkeypatch.setattr("scaletrain.commands.planned_recipe.available_memory", lambda: None)
     with pytest.raises(ConfigError, match="--gpu cpu: this system does not tell its free memory"):
         plan(Path("recipe.yaml"), gpu="cpu", tflops=1.0)
 

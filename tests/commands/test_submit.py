@@ -372,3 +372,24 @@ def test_data_that_only_the_nodes_have_is_told(folder: Path) -> None:
     done = submit("--time", "90", "--dry-run", "data.path=elsewhere")
     assert (done.code, done.err) == (0, f"note    {folder}/elsewhere is not on this machine: the nodes need it\n")
     assert submit("--time", "90", "--dry-run", "data.path=s3://bucket/set").err == ""
+
+
+def test_what_does_not_fit_the_named_gpus_is_refused_before_it_queues(folder: Path) -> None:
+    big = ("model.preset=llama-7b", "train.micro_batch_size=64", "--time=90", "--gpus-per-node=8", "--dry-run")
+    done = submit(*big, "--gpu=rtx-4090")
+    assert (done.code, done.out) == (2, "")
+    assert "plan    runs/gpt: " in done.err
+    assert re.search(r"error: runs/gpt is too big by [\d.]+ GB a rank: .* makes it fit; or --force", done.err)
+    forced = submit(*big, "--gpu=rtx-4090", "--force")
+    assert forced.code == 0
+    assert forced.out.startswith("#!/bin/bash")
+    assert submit(*big[:1], "--time=90", "--dry-run", "--gpu=h101").err.strip().endswith("did you mean h100?")
+
+
+def test_each_run_of_a_sweep_is_planned(folder: Path) -> None:
+    done = submit("--time=90", "--gpus-per-node=2", "--gpu=h100", "--array=sweep.yaml", "--dry-run")
+    assert done.code == 0
+    assert [line.split(":")[0] for line in done.err.splitlines() if line.startswith("plan")] == [
+        "plan    runs/gpt/lr=0.001", "plan    runs/gpt/lr=0.0003", "plan    runs/gpt/long"
+    ]  # fmt: skip
+    assert done.err.count(" a rank, ") == 3
