@@ -20,11 +20,11 @@ from scaletrain.planner.workload import Workload
 from scaletrain.runtime import dist
 from scaletrain.runtime.files import write_json
 from scaletrain.runtime.machine import available_memory
+from scaletrain.runtime.run_files import METRICS, PLAN
 from scaletrain.track.meter import peak_memory_bytes
 from scaletrain.track.sinks import read_lines
 
 HOPELESS = 1.1  # times the memory that there is: a plan that needs more is wrong by less than what is missing
-FILE = "plan.json"
 
 
 @dataclass(frozen=True)
@@ -96,7 +96,7 @@ def check_room(settled: Settled, expected: Expected, *, force: bool) -> None:
 
 def write(expected: Expected, folder: Path) -> None:
     write_json(
-        folder / FILE,
+        folder / PLAN,
         {
             "peak_bytes": expected.peak_bytes,
             "moment": expected.moment,
@@ -119,7 +119,7 @@ def compare(expected: Expected, settled: Settled) -> str:
     )
     if expected.tokens_per_second is None:
         return line
-    rates = list(_rates(Path(settled.recipe.run.dir) / "metrics.jsonl"))
+    rates = list(_rates(Path(settled.recipe.run.dir) / METRICS))
     if not rates:
         return line
     rate = statistics.median(rates)

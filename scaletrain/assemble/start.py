@@ -29,6 +29,7 @@ from scaletrain.engine.watch import Watch
 from scaletrain.errors import ConfigError
 from scaletrain.runtime import dist
 from scaletrain.runtime.log import Terminal
+from scaletrain.runtime.run_files import EVENTS, METRICS
 from scaletrain.runtime.stop import StopRequest
 from scaletrain.tasks.task import Task
 from scaletrain.track.flat import flatten
@@ -50,7 +51,7 @@ def start_run(settled: Settled, peak: Peak, findings: Sequence[Finding], termina
     folder, first = Path(recipe.run.dir), world.is_first
     root = folder / "checkpoints"
     raise_open_files()
-    events = Events(folder / "events.jsonl" if first else None, world.rank)
+    events = Events(folder / EVENTS if first else None, world.rank)
     progress = RunProgress(terminal.out if first else None)
     roll_backs = open_roll_backs(root, recipe.guard.max_roll_backs, partial(_tell_bad, events, progress))
     with dist.together():
@@ -94,7 +95,7 @@ def start_run(settled: Settled, peak: Peak, findings: Sequence[Finding], termina
             _record_data(events, state, data, reading, planned)
             if limit is not None:
                 events.write("repeat_limit", state.step, source=limit[1], samples=limit[0], last_step=plan.total_steps)
-    evaluated = dist.gather(last_evaluation(folder / "metrics.jsonl") if first else None)[0]
+    evaluated = dist.gather(last_evaluation(folder / METRICS) if first else None)[0]
     if reading.is_changed:
         progress.say("mixture the weights differ from those so far: they hold from here on")
     if found is not None:
@@ -200,7 +201,7 @@ def _begin_records(settled: Settled, state: RunState, progress: RunProgress) -> 
     run_folder.describe(folder, dump_recipe(recipe), settled.world, settled.device, settled.deepspeed)
     run_folder.keep_tokenizer(folder, settled.job.data.tokenizer_folder)
     checkpoint.clean(folder / "checkpoints")
-    sinks: list[Sink] = [JsonLines(folder / "metrics.jsonl", state.step)]
+    sinks: list[Sink] = [JsonLines(folder / METRICS, state.step)]
     if recipe.log.tensorboard:
         sinks.append(TensorBoard(folder / "tensorboard", state.step))
     return [*sinks, *_open_trackers(recipe, folder, progress)]

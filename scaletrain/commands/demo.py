@@ -16,6 +16,7 @@ from rich.console import Console
 
 from scaletrain.errors import ConfigError, ScaleTrainError
 from scaletrain.runtime.ports import free_port
+from scaletrain.runtime.run_files import EVENTS, METRICS
 
 RECIPE = Path("launch/recipes/pretrain-python.yaml")
 PROMPT = "    def __init__(self, name, value"
@@ -123,19 +124,19 @@ def _train_until_killed(command: list[str], run: Path, step: int) -> int:
 
 
 def _logged_step(run: Path) -> int:
-    metrics = run / "metrics.jsonl"
+    metrics = run / METRICS
     lines = metrics.read_text(encoding="utf-8").splitlines() if metrics.is_file() else []
     return max((json.loads(line)["step"] for line in lines if line.endswith("}")), default=0)
 
 
 def _check_resumed(run: Path, steps: int) -> None:
-    events = [json.loads(line) for line in (run / "events.jsonl").read_text(encoding="utf-8").splitlines()]
+    events = [json.loads(line) for line in (run / EVENTS).read_text(encoding="utf-8").splitlines()]
     if not any(event["event"] == "resume" for event in events) or _logged_step(run) != steps:
         raise ScaleTrainError(f"{run}: the run did not resume to step {steps}: see {run / 'events.jsonl'}")
 
 
 def _summary(tell: Console, run: Path, data: Path, exported: Path, killed_at: int) -> None:
-    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    lines = [json.loads(line) for line in (run / METRICS).read_text(encoding="utf-8").splitlines()]
     losses = [line["loss"] for line in lines if "loss" in line]
     last = [line for line in lines if "eval_loss" in line][-1]
     tell.print(
@@ -144,7 +145,7 @@ def _summary(tell: Console, run: Path, data: Path, exported: Path, killed_at: in
     )
     for path, what in (
         (data, "the dataset: flat .npy shards, index.json, tokenizer"),
-        (run / "metrics.jsonl", "one line a logged step; events.jsonl beside it tells the resume"),
+        (run / METRICS, "one line a logged step; events.jsonl beside it tells the resume"),
         (run / "checkpoints", "hashed, atomic checkpoints"),
         (run / "logs", "what the libraries said, a file a rank"),
         (exported, "a Hugging Face folder"),

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from scaletrain.commands.launcher import TORCHRUN, with_ranks
+from scaletrain.runtime.run_files import EVENTS
 from scaletrain.track.sinks import read_lines
 
 
@@ -52,7 +53,7 @@ class Rehearsal:
 
     def _wrong(self, run: Path, ranks: int, until: int, resumes: bool) -> str | None:
         """What the run's events say that should not have happened in the last launch."""
-        path = run / "events.jsonl"
+        path = run / EVENTS
         events: list[dict[str, Any]] = read_lines(path) if path.is_file() else []
         begun = [event for event in events if event["event"] in ("start", "resume")]
         last = events[-1] if events else {}

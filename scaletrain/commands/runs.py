@@ -14,8 +14,8 @@ from typing import Annotated, Any
 import typer
 
 from scaletrain.commands.standing import Standing, is_run, read_each
-from scaletrain.commands.supervised_folder import EVENTS, METRICS
 from scaletrain.errors import ConfigError
+from scaletrain.runtime.run_files import EVENTS, METRICS
 
 _STALLED_SECONDS = 900.0  # as guard.hang_seconds: what keeps silent for longer has ended, or its guard is switched off
 _STALLED_STEPS = 200  # that could have been trained meanwhile: 20 lines of metrics at the default cadence

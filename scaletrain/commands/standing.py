@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from scaletrain.cluster import submission
 from scaletrain.cluster.slurm import Job, find_jobs
 from scaletrain.cluster.submission import Submission
-from scaletrain.commands.supervised_folder import EVENTS, METRICS, holder
+from scaletrain.commands.supervised_folder import holder
 from scaletrain.config.finetune_schema import FinetuneRecipe
 from scaletrain.config.load import AnyRecipe, recipe_class
 from scaletrain.config.strict_yaml import parse_yaml
@@ -20,6 +20,7 @@ from scaletrain.engine.plan import plan_run
 from scaletrain.engine.state import RunState
 from scaletrain.errors import ClusterError, ConfigError
 from scaletrain.runtime.launch import told_cause
+from scaletrain.runtime.run_files import EVENTS, METRICS
 from scaletrain.track.sinks import last_line, read_lines
 
 _TAIL_BYTES = 1 << 16

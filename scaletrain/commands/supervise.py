@@ -16,7 +16,6 @@ import typer
 from scaletrain.cluster.restarts import Restart, Restarts
 from scaletrain.commands.launcher import RANKS, find_script, launcher_words, script_of, with_ranks
 from scaletrain.commands.supervised_folder import (
-    EVENTS,
     bytes_of_events,
     holder,
     is_finished,
@@ -34,6 +33,7 @@ from scaletrain.runtime.gpus import begin_count, end_count
 from scaletrain.runtime.grace import Grace
 from scaletrain.runtime.launch import Launch
 from scaletrain.runtime.passed_signals import PassedSignals
+from scaletrain.runtime.run_files import EVENTS
 from scaletrain.track.sinks import Events
 
 _POLL_SECONDS = 0.2

@@ -5,9 +5,8 @@ from typing import Any
 
 from scaletrain.runtime.checkpoint_names import MANIFEST, step_names
 from scaletrain.runtime.locks import RUN_LOCK, locked
+from scaletrain.runtime.run_files import EVENTS, METRICS
 from scaletrain.track.sinks import last_line, read_lines
-
-EVENTS, METRICS = "events.jsonl", "metrics.jsonl"
 
 
 def newest_step(folder: Path) -> int:

@@ -15,12 +15,13 @@ from scaletrain.data.mixture import SOURCE_SHIFT
 from scaletrain.data.row_order import RowOrder
 from scaletrain.data.training_data import TrainingData, open_training_data
 from scaletrain.engine.checkpoint import Found, changed_keys, read_manifest
-from scaletrain.engine.history import EVENTS, PASSED_OVER, History, Launch, past_weights, shown
+from scaletrain.engine.history import PASSED_OVER, History, Launch, past_weights, shown
 from scaletrain.engine.roll_back import FILE, Window, next_sample, read_windows
 from scaletrain.engine.state import RunState
 from scaletrain.engine.trail import read_events
 from scaletrain.errors import CheckpointError
 from scaletrain.runtime.checkpoint_names import MANIFEST, STEP
+from scaletrain.runtime.run_files import EVENTS
 
 
 @dataclass(frozen=True)

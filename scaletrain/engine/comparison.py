@@ -9,8 +9,8 @@ from typing import TypeVar
 from scaletrain.config.schema import Precision
 from scaletrain.engine.checkpoint import read_manifest
 from scaletrain.engine.digest import KINDS
-from scaletrain.engine.history import EVENTS
 from scaletrain.runtime.checkpoint_names import step_names
+from scaletrain.runtime.run_files import EVENTS, METRICS
 from scaletrain.track.sinks import read_lines
 
 # Largest relative difference of a loss when the ranks are others, whose gradients are added in another order. Over ten
@@ -52,7 +52,7 @@ def read_trace(run: Path) -> Trace:
     """Of a run folder that holds a checkpoint; CheckpointError when one cannot be read."""
     root = run / "checkpoints"
     manifests = [read_manifest(root / name) for name in step_names(root)]
-    lines = [line for line in read_lines(run / "metrics.jsonl") if "loss" in line]
+    lines = [line for line in read_lines(run / METRICS) if "loss" in line]
     resumes = [event for event in read_lines(run / EVENTS) if event["event"] == "resume"]
     return Trace(
         # "nan" is read back as NaN, which equals nothing: a run that learns nothing proves nothing

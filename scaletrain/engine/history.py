@@ -7,7 +7,6 @@ from typing import Any
 from scaletrain.data.audit.fault import Fault
 from scaletrain.engine.state import RunState
 
-EVENTS = "events.jsonl"
 RUNNING = "killed, or still at work"
 RESUMED, ROLLED_BACK, PASSED_OVER = "resume", "rolled back", "passed over samples"
 

@@ -10,7 +10,6 @@ from typing import Any
 from scaletrain.data.audit.fault import Fault
 from scaletrain.data.mixture import MILLION
 from scaletrain.engine.history import (
-    EVENTS,
     PASSED_OVER,
     RESUMED,
     ROLLED_BACK,
@@ -22,6 +21,7 @@ from scaletrain.engine.history import (
     shown,
 )
 from scaletrain.engine.state import RunState
+from scaletrain.runtime.run_files import EVENTS
 
 _COUNTERS = ("step", "samples_seen", "sample_digest")
 

@@ -11,6 +11,7 @@ from scaletrain.config.hardware import CPU
 from scaletrain.errors import ConfigError
 from scaletrain.planner.plan import Plan
 from scaletrain.planner.time import LINK_SHARE, Effort
+from scaletrain.runtime.run_files import METRICS, PLAN
 
 WARM_UP = 2  # logged lines: compiling, caches, the allocator's first requests
 _LEAST = 3  # lines after them
@@ -70,7 +71,7 @@ def at_speed(plan: Plan, speed: Speed, source: str) -> Plan:
 
 def _effort(run: Path) -> tuple[Effort, int]:
     try:
-        plan = json.loads((run / "plan.json").read_text(encoding="utf-8"))
+        plan = json.loads((run / PLAN).read_text(encoding="utf-8"))
         return Effort(**plan["effort"]), int(plan["ranks_of_node"])
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise ConfigError(
@@ -82,7 +83,7 @@ def _effort(run: Path) -> tuple[Effort, int]:
 def _lines(run: Path) -> list[dict[str, Any]]:
     lines = []
     try:
-        for text in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines():
+        for text in (run / METRICS).read_text(encoding="utf-8").splitlines():
             line = json.loads(text)
             if all(isinstance(line.get(name), float) for name in (*_PARTS, "step_seconds", "data_wait_seconds")):
                 lines.append(line)

@@ -3,10 +3,9 @@
 from pathlib import Path
 from typing import Any
 
+from scaletrain.runtime.run_files import EVENTS, METRICS
 from scaletrain.track.curves import Curves
 from scaletrain.track.tail import Tail
-
-METRICS, EVENTS = "metrics.jsonl", "events.jsonl"
 
 
 class Recorded:

@@ -9,6 +9,7 @@ from typing import Any
 
 import yaml
 
+from scaletrain.runtime.run_files import PLAN
 from scaletrain.track.flat import flatten
 from scaletrain.track.recorded import Recorded
 
@@ -41,7 +42,7 @@ def read_run(folder: Path, name: str) -> ReportedRun:
         recorded=recorded,
         recipe=_flat(_object(folder / "recipe.yaml", faults)),
         environment=_flat(_object(folder / "environment.json", faults)),
-        plan=_object(folder / "plan.json", faults),
+        plan=_object(folder / PLAN, faults),
         predictions=_predictions(folder / "predictions", faults),
         faults=faults,
     )
