@@ -10,9 +10,9 @@ import torch
 from benchmarks.cell import Cell, Run
 from benchmarks.record import spread
 from scaletrain.config.architecture import Architecture
+from scaletrain.config.hardware import dense_bf16_peak
 from scaletrain.config.schema import Precision
 from scaletrain.model.count import count_parameters, flops_per_token, recomputed_flops_per_token
-from scaletrain.track.peak import dense_bf16_peak
 
 WARM_UP_STEPS = 2
 STATE_BYTES = 16  # a parameter: weight, gradient and two moments in float32; in bf16 with float32 masters a little more

@@ -66,12 +66,21 @@ def cpu(rate: float, source: str) -> Hardware:
 
 def hardware_of(device: str) -> Hardware | None:
     """By the driver's name for the device, of those in the file with all figures; None if it is not there."""
-    if "Laptop" in device:
-        return None
-    found = (n for n, row in _table().items() if n != _OTHERS and re.search(rf"\b{row['device']}\b", device))
+    found = (name for name, row in _table().items() if name != _OTHERS and _is_called(device, row["device"]))
     name = next(found, None)
-    is_other = any(re.search(rf"\b{other}\b", device) for other in _table()[_OTHERS])  # "H100 PCIe" is no H100
+    is_other = any(_is_called(device, other) for other in _table()[_OTHERS])  # "H100 PCIe" is no H100
     return None if name is None or is_other else hardware(name)
+
+
+def dense_bf16_peak(device: str) -> float | None:
+    """The data sheet's FLOP/s, by the driver's name for the device; None if it is unknown."""
+    return next((rate for words, rate in dense_bf16_peaks().items() if _is_called(device, words)), None)
+
+
+def _is_called(device: str, words: str) -> bool:
+    """Whether the driver's name holds them whole: "A100" is part of "RTX A1000" and "L4" of "L40". A laptop's chip of
+    the same name is a slower one."""
+    return "Laptop" not in device and re.search(rf"\b{words}\b", device) is not None
 
 
 @cache

@@ -1,12 +1,11 @@
 """The rate that a device's matrix units can reach: what MFU divides by."""
 
-import re
 import time
 from dataclasses import dataclass
 
 import torch
 
-from scaletrain.config.hardware import dense_bf16_peaks
+from scaletrain.config.hardware import dense_bf16_peak
 
 _SIZE = 2048
 
@@ -30,16 +29,6 @@ def peak_of(device: torch.device, dtype: torch.dtype) -> Peak:
         rate = measure_matrix_rate(device, dtype)
         return Peak(rate, f"measured {_SIZE} x {_SIZE} {str(dtype).removeprefix('torch.')} product on {name}")
     return Peak(found, f"data sheet, {name}, dense bf16")
-
-
-def dense_bf16_peak(name: str) -> float | None:
-    """The data sheet's FLOP/s of the device called `name`; None if unknown, as a laptop's slower chip of the same name.
-
-    "A100" is part of "RTX A1000" and "L4" of "L40": only whole words count.
-    """
-    if "Laptop" in name:
-        return None
-    return next((rate for key, rate in dense_bf16_peaks().items() if re.search(rf"\b{key}\b", name)), None)
 
 
 def measure_matrix_rate(device: torch.device, dtype: torch.dtype, rounds: int = 8) -> float:

@@ -6,9 +6,9 @@ import re
 import pytest
 import torch
 
-from scaletrain.config.hardware import dense_bf16_peaks
+from scaletrain.config.hardware import dense_bf16_peak, dense_bf16_peaks
 from scaletrain.track.meter import Meter, peak_memory_bytes
-from scaletrain.track.peak import dense_bf16_peak, measure_matrix_rate, peak_of
+from scaletrain.track.peak import measure_matrix_rate, peak_of
 from scaletrain.track.progress import RunProgress
 
 
