@@ -34,6 +34,7 @@ from scaletrain.data.shards import open_dataset
 from scaletrain.planner.calibration import WARM_UP, at_speed, speed_of
 from scaletrain.planner.fit import Room
 from scaletrain.planner.plan import Plan
+from scaletrain.planner.search import rank
 from scaletrain.planner.time import Cluster, effort_of
 from scaletrain.planner.workload import Workload
 
@@ -88,6 +89,9 @@ def rows_of(works: Mapping[str, Workload], rounds: Sequence[Mapping[str, Run]], 
                 "step_seconds": spread(measured),
                 "planned_seconds": spread(told),
                 "ratio": spread(ratios),
+                "planned_bytes": planned[0][
+                    name
+                ].memory.peak_bytes,  # of two equally fast ones a search takes the smaller
                 "is_way": name in ways,
                 "calibrates": name == first,
             }
@@ -103,7 +107,7 @@ def verdict(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """How many plans are near, and how the way that is fastest by plan does among the ways."""
     told = [row for row in rows if not row["calibrates"]]
     ways = [row for row in rows if row["is_way"]]
-    chosen = min(ways, key=lambda row: row["planned_seconds"]["median"])
+    chosen = min(ways, key=lambda row: rank(row["planned_seconds"]["median"], row["planned_bytes"]))
     best = min(ways, key=lambda row: row["step_seconds"]["median"])
     return {
         "plans": len(told),

@@ -59,13 +59,8 @@ class _RMSNorm(torch.autograd.Function):
 class _LayerNorm(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
-        y, mean_N1, rstd_N1 = torch.empty_like(x, memory_format=torch.contiguous_format), _statistic(x), _statistic(x)
-        wide_weight, wide_bias = weight.to(mean_N1.dtype), bias.to(mean_N1.dtype)
-        for x_nC, y_nC, mean_n1, rstd_n1 in _chunks(x, y, mean_N1, rstd_N1):
-            wide_nC = x_nC.to(mean_n1.dtype)
-            out = torch.native_layer_norm(wide_nC, weight.shape, wide_weight, wide_bias, eps)
-            for target, value in zip((y_nC, mean_n1, rstd_n1), out, strict=True):
-                target.copy_(value)
+        # With float32 weights torch's kernel computes in float32 whatever x is; only its sums backward are narrow.
+        y, mean_N1, rstd_N1 = torch.native_layer_norm(x, weight.shape, weight.float(), bias.float(), eps)
         ctx.save_for_backward(x, weight, mean_N1, rstd_N1)
         return y
 

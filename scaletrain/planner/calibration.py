@@ -50,6 +50,8 @@ def speed_of(effort: Effort, ranks: int, lines: Sequence[Mapping[str, float]], l
     passes -= min(passes / 2, effort.gradient_bytes / (link * LINK_SHARE))
     own = update - min(update / 2, effort.gathered_bytes / (link * LINK_SHARE))
     bandwidth = effort.update_bytes / own if effort.update_bytes else None
+    if bandwidth is not None:
+        passes -= min(passes / 4, effort.again_bytes / bandwidth)
     rest = max(0.0, step - forward - backward - update)
     return Speed((effort.forward_flops + effort.backward_flops) / passes, bandwidth, rest, ranks)
 

@@ -1,11 +1,11 @@
 """How long an optimizer step takes, from a roofline: arithmetic, the update's memory traffic, the network.
 
 Arithmetic runs at a share of the device's dense peak, the update at its memory's bandwidth, collectives at a share of
-the slowest link on their way. What DeepSpeed overlaps with the backward pass costs only where it is longer. A plan, not
-a promise: kernels' own times, small matrices and stragglers are in the share.
+the slowest link on their way. What DeepSpeed overlaps with the backward pass costs only where it is longer; on a CPU
+nothing overlaps. A plan, not a promise: kernels' own times, small matrices and stragglers are in the share.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from scaletrain.config.hardware import Hardware
 from scaletrain.model.count import flops_per_token, recomputed_flops_per_token
@@ -49,6 +49,7 @@ class Effort:
     update_bytes: float
     gradient_bytes: float
     gathered_bytes: float
+    again_bytes: float = 0.0  # read and written by what selective checkpointing computes again, which is no product
 
 
 def effort_of(work: Workload) -> Effort:
@@ -58,7 +59,15 @@ def effort_of(work: Workload) -> Effort:
     is_here = not work.zero.offloads_optimizer or work.device == "cpu"
     update = _ADAM_BYTES * _updated(work) if is_here else 0.0
     gathered = weight_bytes(work) if work.zero.stage < 3 else 0.0
-    return Effort(useful / 3, useful * 2 / 3 + again, update, gradient_bytes(work), gathered)
+    return Effort(useful / 3, useful * 2 / 3 + again, update, gradient_bytes(work), gathered, _again_bytes(work))
+
+
+def _again_bytes(work: Workload) -> float:
+    """Elementwise operations are bound by memory: each result that is not kept is written again, and two are read."""
+    if work.checkpointing != "selective":
+        return 0.0
+    kept = replace(work, checkpointing="none").activations.head - work.activations.head
+    return 3.0 * kept * work.accumulation
 
 
 @dataclass(frozen=True)
@@ -85,10 +94,13 @@ def step_time(work: Workload, cluster: Cluster, share: float = COMPUTE_SHARE, re
     """`share`: of the dense peak that matrix products and all around them reach. `rest`: seconds of a step that are
     neither passes nor update."""
     effort, rate = effort_of(work), cluster.hardware.rates[work.precision] * share
-    forward, backward = effort.forward_flops / rate, effort.backward_flops / rate
+    forward = effort.forward_flops / rate
+    backward = effort.backward_flops / rate + effort.again_bytes / cluster.hardware.bandwidth
     link = cluster.link * LINK_SHARE
     reducing, gathering = effort.gradient_bytes / link, weight_bytes(work) / link
-    if work.zero.stage == 3:  # gathers are fetched ahead in both passes, reductions run beside the backward pass
+    if work.device == "cpu":  # collectives take the cores that compute
+        exposed = reducing + gathering
+    elif work.zero.stage == 3:  # gathers are fetched ahead in both passes, reductions run beside the backward pass
         passes = gathers(work)
         hidden = [(gathering / passes, forward), (gathering - gathering / passes + reducing, backward)]
         exposed = sum(max(0.0, needed - there) for needed, there in hidden)

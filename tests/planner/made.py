@@ -22,7 +22,7 @@ def workload(
         accumulation=1,
         checkpointing="full",
         precision="bf16",
-        zero=Zero(stage, overlaps=True, reduce_bucket=50_000_000, **(zero or {})),
+        zero=Zero(stage, **{"overlaps": True, "reduce_bucket": 50_000_000, **(zero or {})}),
         ranks=8,
         copies_state=False,
     )

@@ -92,3 +92,17 @@ def test_a_cluster_that_dies_more_often_than_it_saves_never_ends() -> None:
     cost = cost_of(3600.0, devices=8, nodes=1000, save_seconds=600.0, node_mtbf_hours=10)
     assert cost.goodput == 0
     assert cost.hours == math.inf
+
+
+def test_on_a_cpu_nothing_of_the_network_is_hidden() -> None:
+    for stage in range(4):
+        work = workload(stage, device="cpu")
+        time = step_time(work, cluster(1))
+        assert time.exposed == pytest.approx(sent_bytes(work) / (450e9 * LINK_SHARE))
+
+
+def test_what_selective_checkpointing_computes_again_takes_the_memory() -> None:
+    none, selective = (step_time(workload(checkpointing=mode), cluster(1)) for mode in ("none", "selective"))
+    kept = [workload(checkpointing=mode).activations.head for mode in ("none", "selective")]
+    assert selective.backward - none.backward == pytest.approx(3 * (kept[0] - kept[1]) / 3350e9)
+    assert selective.forward == none.forward
