@@ -17,6 +17,10 @@ LINK_SHARE = 0.8  # of a link's rate that large collectives reach
 _ADAM_BYTES = 28  # a parameter: masters, moments and gradient read, masters and moments written
 _OFFLOAD_RATE = 25e9  # bytes/s of a rank's part between GPU and host memory: PCIe 4.0 x16, pinned
 _HOST_ADAM_RATE = 20e9  # bytes/s of Adam in host memory, of a rank
+# Seconds that stage 3 takes for a tensor and micro-batch beside its bytes, on a CPU: hooks, gathers, a reduction. By
+# benchmarks/plan_speed.py, with gloo and two ranks; a GPU computes meanwhile.
+_HANDLING = 0.5e-3
+_TENSORS = {"gpt2": 12, "llama": 7}  # of a block
 
 
 @dataclass(frozen=True)
@@ -109,7 +113,13 @@ def step_time(work: Workload, cluster: Cluster, share: float = COMPUTE_SHARE, re
         hides = work.zero.stage > 0 and work.zero.overlaps
         exposed = gathering + (max(0.0, reducing - beside) if hides else reducing)
     tokens = work.tokens * work.accumulation * work.ranks
-    return StepTime(forward, backward, _update(work, effort, cluster), exposed, tokens, rest)
+    return StepTime(forward, backward, _update(work, effort, cluster), exposed + _handling(work), tokens, rest)
+
+
+def _handling(work: Workload) -> float:
+    if work.zero.stage < 3 or work.device != "cpu" or work.ranks == 1:
+        return 0.0
+    return _HANDLING * _TENSORS[work.arch.family] * work.arch.num_layers * work.accumulation
 
 
 def _update(work: Workload, effort: Effort, cluster: Cluster) -> float:

@@ -98,7 +98,8 @@ def test_on_a_cpu_nothing_of_the_network_is_hidden() -> None:
     for stage in range(4):
         work = workload(stage, device="cpu")
         time = step_time(work, cluster(1))
-        assert time.exposed == pytest.approx(sent_bytes(work) / (450e9 * LINK_SHARE))
+        handling = 32 * 7 * 0.5e-3 if stage == 3 else 0.0  # a tensor of stage 3
+        assert time.exposed == pytest.approx(sent_bytes(work) / (450e9 * LINK_SHARE) + handling)
 
 
 def test_what_selective_checkpointing_computes_again_takes_the_memory() -> None:
