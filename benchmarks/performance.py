@@ -87,6 +87,12 @@ def tabled(rows: Sequence[Mapping[str, Any]]) -> tuple[str, list[str]]:
     return same, [f"| {' | '.join(cells)} |" for cells in table]
 
 
+def _in_words(value: Any) -> str:
+    if isinstance(value, list):
+        return ", ".join(map(str, value))
+    return {None: "", True: "yes", False: "no"}.get(value, str(value).replace("|", "\\|"))
+
+
 def shown(name: str, value: Any) -> str:
     """A figure for a person; its name tells the unit."""
     if isinstance(value, dict):
@@ -94,7 +100,7 @@ def shown(name: str, value: Any) -> str:
             **{key: shown(name, value[key]) for key in ("median", "low", "high")}
         )
     if isinstance(value, bool) or not isinstance(value, (int, float)):
-        return {None: "", True: "yes", False: "no"}.get(value, str(value).replace("|", "\\|"))
+        return _in_words(value)
     if name.endswith("seconds"):
         return f"{1000 * value:,.3g} ms" if value < 1 else f"{value:,.3g} s"
     if name.endswith("bytes"):

@@ -153,6 +153,7 @@ def main() -> int:
     show(rows, told)
     if args.output:
         settings = {key: value for key, value in vars(args).items() if key != "output"}
+        settings["sizes"] = ["x".join(map(str, one)) for one in args.sizes]
         save(args.output, "plan_speed.py", settings | told, rows)
     return 0
 
