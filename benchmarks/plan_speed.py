@@ -9,6 +9,7 @@ none) calibrates all plans of the round, as `scaletrain plan --calibrate RUN` do
 """
 
 import argparse
+import statistics
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -80,7 +81,7 @@ def rows_of(works: Mapping[str, Workload], rounds: Sequence[Mapping[str, Run]], 
     planned = [plans(works, one[first], ranks) for one in rounds]
     rows = []
     for name in works:
-        measured = [median(step_seconds(one[name])) for one in rounds]
+        measured = [statistics.median(step_seconds(one[name])) for one in rounds]
         told = [one[name].time.seconds for one in planned]
         ratios = [plan / run for plan, run in zip(told, measured, strict=True)]
         rows.append(
@@ -89,18 +90,12 @@ def rows_of(works: Mapping[str, Workload], rounds: Sequence[Mapping[str, Run]], 
                 "step_seconds": spread(measured),
                 "planned_seconds": spread(told),
                 "ratio": spread(ratios),
-                "planned_bytes": planned[0][
-                    name
-                ].memory.peak_bytes,  # of two equally fast ones a search takes the smaller
+                "planned_bytes": planned[0][name].memory.peak_bytes,
                 "is_way": name in ways,
                 "calibrates": name == first,
             }
         )
     return rows
-
-
-def median(values: Sequence[float]) -> float:
-    return spread(values)["median"]
 
 
 def verdict(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

@@ -95,18 +95,7 @@ def check_room(settled: Settled, expected: Expected, *, force: bool) -> None:
 
 
 def write(expected: Expected, folder: Path) -> None:
-    write_json(
-        folder / PLAN,
-        {
-            "peak_bytes": expected.peak_bytes,
-            "moment": expected.moment,
-            "parts": expected.parts,
-            "process_bytes": expected.process_bytes,
-            "tokens_per_second": expected.tokens_per_second,
-            "effort": asdict(expected.effort),
-            "ranks_of_node": expected.ranks_of_node,
-        },
-    )
+    write_json(folder / PLAN, asdict(expected))
 
 
 def compare(expected: Expected, settled: Settled) -> str:

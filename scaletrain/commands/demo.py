@@ -132,7 +132,7 @@ def _logged_step(run: Path) -> int:
 def _check_resumed(run: Path, steps: int) -> None:
     events = [json.loads(line) for line in (run / EVENTS).read_text(encoding="utf-8").splitlines()]
     if not any(event["event"] == "resume" for event in events) or _logged_step(run) != steps:
-        raise ScaleTrainError(f"{run}: the run did not resume to step {steps}: see {run / 'events.jsonl'}")
+        raise ScaleTrainError(f"{run}: the run did not resume to step {steps}: see {run / EVENTS}")
 
 
 def _summary(tell: Console, run: Path, data: Path, exported: Path, killed_at: int) -> None:

@@ -27,7 +27,8 @@ def test_what_is_expected_is_written_into_the_run_folder(recipe: Path, tmp_path:
     assert expected is not None
     expectation.write(expected, tmp_path / "run")
     found = json.loads((tmp_path / "run" / "plan.json").read_text())
-    assert {"peak_bytes", "moment", "parts", "process_bytes", "tokens_per_second"} <= set(found)
+    known = {"peak_bytes", "moment", "parts", "process_bytes", "tokens_per_second"}
+    assert set(found) == known | {"effort", "ranks_of_node"}
     assert Effort(**found["effort"]) == expected.effort
     assert found["ranks_of_node"] == 1
     assert sum(found["parts"].values()) == found["peak_bytes"] == expected.peak_bytes

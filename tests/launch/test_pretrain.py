@@ -71,8 +71,8 @@ def test_a_run_leaves_what_the_contract_says(whole: Path) -> None:
     assert [line["step"] for line in evaluated] == [6, 12]
     assert set(evaluated[0]) == {"step", "eval_loss", "eval_perplexity", "eval_bits_per_byte"}
     events = [line["event"] for line in read_lines(whole / "events.jsonl")]
-    assert [name for name in events if name != "texts"] == [
-        "start", "data", "checkpoint", "evaluate", "checkpoint", "checkpoint", "evaluate", "end"
+    assert events == [
+        "start", "data", "checkpoint", "evaluate", "texts", "checkpoint", "checkpoint", "evaluate", "texts", "end"
     ]  # fmt: skip
     (early, first), (late, second) = texts(whole)
     assert (early, late) == (6, 12)

@@ -72,6 +72,8 @@ def test_a_search_keeps_to_the_memory_and_gives_the_fastest_first() -> None:
     found = search(planned(work, room, cluster), PRESETS)
     assert found
     assert all(room.holds(one.memory) for one in found)
+    ranks = [rank(one.time.seconds, one.memory.peak_bytes) for one in found]
+    assert ranks == sorted(ranks)
     rates = [one.time.tokens_per_second for one in found]
     assert all(after <= 1.011 * before for before, after in pairwise(rates))
     assert rank(1.0, 5) < rank(1.004, 6) < rank(1.02, 1)
