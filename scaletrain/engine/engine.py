@@ -19,10 +19,12 @@ from scaletrain.data.rows import Batch
 from scaletrain.engine import digest, fragments, state_files
 from scaletrain.engine.buckets import with_bucket_size
 from scaletrain.engine.optimizer import build_optimizer, forget_first_step, place_matrices
+from scaletrain.engine.patches import look_for_infinities_once
 from scaletrain.engine.timing import DeviceTime
 from scaletrain.errors import CheckpointError, ConfigError
 from scaletrain.model.init import whole_parameter
 from scaletrain.runtime import dist, pulse
+from scaletrain.runtime.heap import keep_freed_memory
 from scaletrain.tasks.task import Evaluated, Task, Text
 
 
@@ -288,9 +290,12 @@ def _initialize(task: Task, config: dict[str, Any], optim: Optim, device: torch.
         "zero_allow_untested_optimizer": optim.name != "adamw",
     }  # by DeepSpeed; tests/engine/test_muon.py
     engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=config)
+    look_for_infinities_once(engine)
     forget_first_step(engine.basic_optimizer)
     place_matrices(engine, config["zero_optimization"]["stage"])
     _restore_buffers(engine.module, buffers)
+    if device.type == "cpu":
+        keep_freed_memory()  # from now on: what the model was built with goes back
     return engine
 
 

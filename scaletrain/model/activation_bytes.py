@@ -14,7 +14,7 @@ from typing import Literal
 
 from scaletrain.config.architecture import Architecture
 from scaletrain.errors import ConfigError
-from scaletrain.model.chunks import QUERY_BLOCK, tokens_of_chunk
+from scaletrain.model.chunks import QUERY_BLOCK, rows_of_softmax, tokens_of_chunk
 
 WIDE = 4  # float32: statistics of norms and softmax, sums of gradients
 
@@ -113,6 +113,7 @@ def _block(arch: Architecture, samples: int, tokens: int, itemsize: int, device:
     if is_blocked:
         rows = min(QUERY_BLOCK, tokens)  # of one block of queries: p, dp and ds over all keys; q, dy and dq
         attention_gradients += itemsize * (3 * H * rows + 3 * C * rows // tokens)
+        attention_gradients += itemsize * 2 * G * D * (tokens - rows) // tokens  # copies of a block's keys and values
         attention_gradients += 2 * G * D * (itemsize + WIDE) + G * D * itemsize  # k, v by heads; sums of dk, dv; a part
     else:
         attention_gradients += itemsize * packed  # dq, dk and dv before they are one
@@ -138,10 +139,11 @@ def _head_buffers(arch: Architecture, tokens: int, itemsize: int, device: str) -
     """What one chunk of the loss needs (loss.py): flat in tokens beyond a chunk, and in the vocabulary where a chunk
     has more than its least number of tokens."""
     V, C = arch.vocab_size, arch.hidden_size
-    n = min(tokens_of_chunk(V, device), tokens)
-    is_shared = device == "cpu" and itemsize == WIDE  # logits turn into probabilities in place
-    logits = n * V * (itemsize if is_shared else itemsize + WIDE)
-    part = 0 if itemsize == WIDE else itemsize * V * C  # of the weight's gradient, before it is added in float32
+    n = min(tokens_of_chunk(V, itemsize, device), tokens)
+    logits, part = n * V * itemsize, 0
+    if itemsize < WIDE:
+        logits += min(rows_of_softmax(V, device), n) * V * WIDE
+        part = itemsize * V * C  # of the weight's gradient, before it is added in float32
     hidden = (tokens + n) * C * itemsize  # the head's input, and a chunk of it without ignored rows
     return hidden + logits + part
 

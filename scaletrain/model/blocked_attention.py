@@ -10,6 +10,8 @@ float32 inside.
 Memory beyond q, k, v and y is one block's scores, P * R * QUERY_BLOCK * T: two of them forward, three backward.
 
 Queries, keys and values come packed, as their matrix makes them, and their gradients leave so: nothing is joined.
+bmm copies a factor that is not dense: of a slice of keys, transposed, it would make a transposed copy, which takes a
+third of the product's time; of a dense slice it reads the transpose as it is.
 
 Rows of several documents are taken apart: documents of like length become the rows of a small batch, padded at the end,
 where the causal mask hides the padding. No other mask is needed, and no score between two documents is computed.
@@ -123,7 +125,7 @@ def _attended(qkv_BTXD: Tensor, num_heads: int, num_kv_heads: int) -> Tensor:
     y_BGRTD = _grouped(y_BTHD, num_kv_heads)
     future = _future(qkv_BTXD.dtype)
     for start, end in _query_blocks(qkv_BTXD.shape[1]):
-        _, p_PSK = _block_probabilities(q_BGRTD[:, :, :, start:end], k_PTD[:, :end], future)
+        _, p_PSK = _block_probabilities(q_BGRTD[:, :, :, start:end], k_PTD[:, :end].contiguous(), future)
         y_PSD = torch.bmm(p_PSK, v_PTD[:, :end])
         block = y_BGRTD[:, :, :, start:end]
         block.copy_(y_PSD.view(block.shape))
@@ -140,12 +142,13 @@ def _gradients(qkv_BTXD: Tensor, dy_BTHD: Tensor, num_heads: int, num_kv_heads: 
     dk_PTD, dv_PTD = (torch.empty(k_PTD.shape, dtype=torch.float32) for _ in range(2))
     future = _future(qkv_BTXD.dtype)
     for start, end in reversed(_query_blocks(qkv_BTXD.shape[1])):  # the last block has every key: it fills the sums
-        q_PSD, p_PSK = _block_probabilities(q_BGRTD[:, :, :, start:end], k_PTD[:, :end], future)
+        k_PKD, v_PKD = k_PTD[:, :end].contiguous(), v_PTD[:, :end].contiguous()
+        q_PSD, p_PSK = _block_probabilities(q_BGRTD[:, :, :, start:end], k_PKD, future)
         dy_PSD = dy_BGRTD[:, :, :, start:end].reshape(q_PSD.shape)
-        dp_PSK = torch.bmm(dy_PSD, v_PTD[:, :end].transpose(1, 2))
+        dp_PSK = torch.bmm(dy_PSD, v_PKD.transpose(1, 2))
         ds_PSK = torch.ops.aten._softmax_backward_data(dp_PSK, p_PSK, -1, p_PSK.dtype)  # p * (dp - sum(p * dp))
         block = dq_BGRTD[:, :, :, start:end]
-        dq_PSD = torch.bmm(ds_PSK, k_PTD[:, :end]).mul_(block.shape[-1] ** -0.5)
+        dq_PSD = torch.bmm(ds_PSK, k_PKD).mul_(block.shape[-1] ** -0.5)
         block.copy_(dq_PSD.view(block.shape))
         is_first = end == qkv_BTXD.shape[1]
         _accumulate(dk_PTD[:, :end], torch.bmm(ds_PSK.transpose(1, 2), q_PSD), is_first)
@@ -173,7 +176,7 @@ def _unpacked(qkv_BTXD: Tensor, num_heads: int, num_kv_heads: int) -> tuple[Tens
     """Queries as a view (B, G, R, T, D), keys and values copied to (P, T, D)."""
     B, T, _, D = qkv_BTXD.shape
     q_BTHD, k_BTGD, v_BTGD = torch.split(qkv_BTXD, [num_heads, num_kv_heads, num_kv_heads], dim=2)
-    k_PTD, v_PTD = (x.transpose(1, 2).reshape(B * num_kv_heads, T, D) for x in (k_BTGD, v_BTGD))
+    k_PTD, v_PTD = (x.transpose(1, 2).contiguous().view(B * num_kv_heads, T, D) for x in (k_BTGD, v_BTGD))
     return _grouped(q_BTHD, num_kv_heads), k_PTD, v_PTD
 
 

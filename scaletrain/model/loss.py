@@ -1,12 +1,13 @@
 """The output head and its loss: matrix product and cross-entropy in one, chunk by chunk.
 
-B batch, T tokens, C hidden width, V vocabulary, N = B * T, n tokens of one chunk.
+B batch, T tokens, C hidden width, V vocabulary, N = B * T, n tokens of one chunk, m of its rows at a time.
 
 The logits of a whole batch never exist (16 x 2,048 tokens x 128k vocabulary in float32 are 17 GB): each chunk's logits
 give its share of the loss and, when gradients are wanted, of both gradients, all in the forward pass, so nothing is
 computed twice. The idea is Liger kernel's (Hsu et al. 2024) and Apple's cut-cross-entropy's (Wijmans et al. 2024).
 """
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -14,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from scaletrain.model.chunks import tokens_of_chunk
+from scaletrain.model.chunks import rows_of_softmax, tokens_of_chunk
 
 IGNORE_INDEX = -100  # label of a position without loss, as in torch and Hugging Face
 
@@ -40,7 +41,7 @@ def linear_cross_entropy(
     hidden_NC: Tensor, weight_VC: Tensor, labels_N: Tensor, chunk_tokens: int | None = None
 ) -> Tensor:
     """Sum of the cross-entropies of softmax(hidden weight^T) against labels; float32 scalar (float64 for float64)."""
-    chunk = chunk_tokens or tokens_of_chunk(weight_VC.shape[0], hidden_NC.device.type)
+    chunk = chunk_tokens or tokens_of_chunk(weight_VC.shape[0], weight_VC.itemsize, hidden_NC.device.type)
     loss: Tensor = _LinearCrossEntropy.apply(hidden_NC, weight_VC, labels_N, chunk, torch.is_grad_enabled())  # type: ignore[no-untyped-call]
     return loss
 
@@ -57,22 +58,19 @@ class _LinearCrossEntropy(torch.autograd.Function):
         loss = torch.zeros((), dtype=wide, device=hidden_NC.device)
         # Buffers for all chunks: on a CPU the page faults of fresh memory of this size cost more than the softmax.
         logits_nV = hidden_NC.new_empty(min(chunk_tokens, N), V)
-        shared = wide == logits_nV.dtype and logits_nV.device.type == "cpu"
-        probs_nV = logits_nV if shared else torch.empty_like(logits_nV, dtype=wide)
-        for start in range(0, N, chunk_tokens):
-            rows = slice(start, min(start + chunk_tokens, N))
-            n = rows.stop - start
-            loss += _chunk_loss(hidden_NC[rows], weight_VC, labels_N[rows], logits_nV[:n], probs_nV[:n])
-            if dhidden_NC is not None or dweight_VC is not None:
-                _chunk_gradients(
-                    hidden_NC[rows],
-                    weight_VC,
-                    labels_N[rows],
-                    logits_nV[:n],
-                    probs_nV[:n],
-                    None if dhidden_NC is None else dhidden_NC[rows],
-                    dweight_VC,
-                )
+        rows = min(rows_of_softmax(V, hidden_NC.device.type), len(logits_nV))
+        is_wide = wide == logits_nV.dtype
+        probs_mV = None if is_wide else torch.empty_like(logits_nV[:rows], dtype=wide)
+        product_VC = None if is_wide or dweight_VC is None else torch.empty_like(weight_VC)
+        for hidden_nC, labels_n, place in _chunks(hidden_NC, labels_N, chunk_tokens):
+            dlogits_nV = torch.mm(hidden_nC, weight_VC.t(), out=logits_nV[: len(labels_n)])
+            for part_mV, labels_m in zip(dlogits_nV.split(rows), labels_n.split(rows), strict=True):
+                loss += _to_gradient(part_mV, labels_m, probs_mV)
+            kept_n1 = (labels_n != IGNORE_INDEX).unsqueeze(1)  # ignored rows are masked on the narrow side (C), not over V
+            if dhidden_NC is not None:
+                torch.mm(dlogits_nV, weight_VC, out=dhidden_NC[place]).mul_(kept_n1)
+            if dweight_VC is not None:
+                _add_product(dweight_VC, dlogits_nV.t(), hidden_nC * kept_n1, product_VC)
         ctx.save_for_backward(dhidden_NC, dweight_VC)
         ctx.weight_dtype = weight_VC.dtype
         return loss
@@ -89,41 +87,35 @@ class _LinearCrossEntropy(torch.autograd.Function):
         return dhidden_NC, dweight_VC, None, None, None
 
 
-def _chunk_loss(hidden_nC: Tensor, weight_VC: Tensor, labels_n: Tensor, logits_nV: Tensor, probs_nV: Tensor) -> Tensor:
-    """Summed loss of one chunk; leaves the probabilities in probs_nV."""
-    torch.mm(hidden_nC, weight_VC.t(), out=logits_nV)
-    wide_nV = logits_nV  # CUDA's softmax reads bfloat16 and writes float32
-    if logits_nV.device.type == "cpu":  # there it would make a float32 copy of its own: in place, in our buffer
-        wide_nV = probs_nV.copy_(logits_nV)
-    kept_n1 = (labels_n != IGNORE_INDEX).unsqueeze(1)
-    label_n1 = wide_nV.gather(1, labels_n.clamp_min(0).unsqueeze(1))
-    top_n1 = wide_nV.amax(1, keepdim=True)
-    torch.softmax(wide_nV, 1, dtype=probs_nV.dtype, out=probs_nV)
+def _chunks(hidden_NC: Tensor, labels_N: Tensor, tokens: int) -> Iterator[tuple[Tensor, Tensor, slice]]:
+    for start in range(0, len(labels_N), tokens):
+        place = slice(start, min(start + tokens, len(labels_N)))
+        yield hidden_NC[place], labels_N[place], place
+
+
+def _to_gradient(logits_mV: Tensor, labels_m: Tensor, probs_mV: Tensor | None) -> Tensor:
+    """Summed loss of some tokens; their logits become d loss / d logits = probs - onehot(label), ignored rows too.
+
+    probs_mV: a buffer in float32; None where the logits are as wide."""
+    wide_mV = probs_mV = logits_mV if probs_mV is None else probs_mV[: len(logits_mV)]
+    if logits_mV.device.type == "cpu":  # there softmax would make a float32 copy of its own; CUDA's reads bfloat16
+        probs_mV.copy_(logits_mV)
+    else:
+        wide_mV = logits_mV
+    labels_m1 = labels_m.clamp_min(0).unsqueeze(1)
+    label_m1 = wide_mV.gather(1, labels_m1).to(probs_mV.dtype)
+    top_m1 = wide_mV.amax(1, keepdim=True).to(probs_mV.dtype)
+    torch.softmax(wide_mV, 1, dtype=probs_mV.dtype, out=probs_mV)
     # log(sum(exp(l))) = max(l) - log(p of the maximum): exact, p >= 1 / V, and a third of the time of logsumexp.
-    logsumexp_n1 = top_n1 - probs_nV.amax(1, keepdim=True).log()
-    return ((logsumexp_n1 - label_n1) * kept_n1).sum()
+    logsumexp_m1 = top_m1 - probs_mV.amax(1, keepdim=True).log()
+    probs_mV.scatter_add_(1, labels_m1, torch.full_like(labels_m1, -1, dtype=probs_mV.dtype))
+    logits_mV.copy_(probs_mV)
+    return ((logsumexp_m1 - label_m1) * (labels_m != IGNORE_INDEX).unsqueeze(1)).sum()
 
 
-def _chunk_gradients(
-    hidden_nC: Tensor,
-    weight_VC: Tensor,
-    labels_n: Tensor,
-    logits_nV: Tensor,
-    probs_nV: Tensor,
-    dhidden_nC: Tensor | None,
-    dweight_VC: Tensor | None,
-) -> None:
-    """Writes one chunk's hidden gradient and adds its weight gradient; d loss / d logits = probs - onehot(label)."""
-    kept_n1 = (labels_n != IGNORE_INDEX).unsqueeze(1)
-    one_n1 = torch.full_like(kept_n1, -1, dtype=probs_nV.dtype)
-    probs_nV.scatter_add_(1, labels_n.clamp_min(0).unsqueeze(1), one_n1)
-    dlogits_nV = logits_nV.copy_(probs_nV)
-    # Ignored rows are masked on the narrow side (C), not over V.
-    if dhidden_nC is not None:
-        torch.mm(dlogits_nV, weight_VC, out=dhidden_nC).mul_(kept_n1)
-    if dweight_VC is not None:
-        masked_nC = hidden_nC * kept_n1
-        if dweight_VC.dtype == dlogits_nV.dtype:
-            dweight_VC.addmm_(dlogits_nV.t(), masked_nC)
-        else:
-            dweight_VC += dlogits_nV.t() @ masked_nC
+def _add_product(total_VC: Tensor, a_Vn: Tensor, b_nC: Tensor, product_VC: Tensor | None) -> None:
+    """product_VC: a buffer in the type of a and b; None where the total is of it."""
+    if product_VC is None:
+        total_VC.addmm_(a_Vn, b_nC)
+    else:
+        total_VC += torch.mm(a_Vn, b_nC, out=product_VC)

@@ -76,7 +76,7 @@ def memory_of(work: Workload) -> Memory:
         Moment("save", state),
     ]
     if work.device == "cpu":
-        # What an update frees lies at the heap's top, and is given back.
+        # What an update takes finds room among what activations left.
         most = max(_small(work, moment) for moment in moments if moment.name != "update")
         moments = [_resident(work, moment, most) for moment in moments]
     return Memory(tuple(moments), is_one=work.device == "cpu")

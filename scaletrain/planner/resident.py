@@ -1,15 +1,14 @@
 """What a process on a CPU holds beside what is in use: libraries that load late, and memory that the C library keeps.
 
-glibc takes blocks below 32 MB from a heap and gives back only its top, and that only beyond 64 MB (mallopt(3):
-M_MMAP_THRESHOLD, M_TRIM_THRESHOLD). So what activations took in a backward pass is still held in the update, which
-needs other, large blocks; but where gradients go into a large block too (a bucket of stages 1 and 2) nothing stays
-above it. The constants were fitted to benchmarks/plan_memory.py: torch 2.13, DeepSpeed 0.19.
+glibc takes blocks below 32 MB from a heap, which a run keeps once it is built (runtime/heap.py). So what activations
+took in a backward pass is still held in the update, which needs other, large blocks; but where float32 gradients go
+into a large block too (a bucket of stages 1 and 2), the update finds room there. The constants were fitted to benchmarks/plan_memory.py: torch 2.13, DeepSpeed 0.19.
 """
 
 from scaletrain.planner.workload import Workload
 
 LATE_LIBRARIES = 60_000_000
-_TOP = 64 << 20  # of a heap that is not given back
+_TOP = 64 << 20  # of a heap, beside what its blocks ever took at once
 _MAPPED = 32 << 20  # from here on a block is no part of the heap
 _WRITING = 16 << 20  # a block on its way to the disk, see engine/state_files.py
 _MASTER = 4  # bytes of a float32 weight
@@ -22,8 +21,8 @@ def kept(work: Workload, most: int, used: int) -> int:
     holes = _MASTER * work.share_of(work.parameters) if work.zero.stage == 3 else 0
     writing = _WRITING if work.copies_state else 0
     freed = max(0, most - used)
-    if work.zero.stage in (1, 2) and _bucket_bytes(work) > _MAPPED:
-        return max(freed, top) + writing  # gradients lie elsewhere: what was freed is the heap's top
+    if work.zero.stage in (1, 2) and work.itemsize == _MASTER and _bucket_bytes(work) > _MAPPED:
+        return max(freed, top) + writing
     return freed + top + holes + writing
 
 
