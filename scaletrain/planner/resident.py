@@ -8,7 +8,7 @@ into a large block too (a bucket of stages 1 and 2), the update finds room there
 from scaletrain.planner.workload import Workload
 
 LATE_LIBRARIES = 60_000_000
-_TOP = 64 << 20  # of a heap, beside what its blocks ever took at once
+_TOP = 96 << 20  # of a heap, beside what its blocks ever took at once
 _MAPPED = 32 << 20  # from here on a block is no part of the heap
 _WRITING = 16 << 20  # a block on its way to the disk, see engine/state_files.py
 _MASTER = 4  # bytes of a float32 weight
