@@ -64,9 +64,11 @@ class _LinearCrossEntropy(torch.autograd.Function):
         product_VC = None if is_wide or dweight_VC is None else torch.empty_like(weight_VC)
         for hidden_nC, labels_n, place in _chunks(hidden_NC, labels_N, chunk_tokens):
             dlogits_nV = torch.mm(hidden_nC, weight_VC.t(), out=logits_nV[: len(labels_n)])
-            for part_mV, labels_m in zip(dlogits_nV.split(rows), labels_n.split(rows), strict=True):
+            for part_mV, labels_m in zip(torch.split(dlogits_nV, rows), torch.split(labels_n, rows), strict=True):
                 loss += _to_gradient(part_mV, labels_m, probs_mV)
-            kept_n1 = (labels_n != IGNORE_INDEX).unsqueeze(1)  # ignored rows are masked on the narrow side (C), not over V
+            kept_n1 = (labels_n != IGNORE_INDEX).unsqueeze(
+                1
+            )  # ignored rows are masked on the narrow side (C), not over V
             if dhidden_NC is not None:
                 torch.mm(dlogits_nV, weight_VC, out=dhidden_NC[place]).mul_(kept_n1)
             if dweight_VC is not None:

@@ -2,7 +2,8 @@
 
 glibc takes blocks below 32 MB from a heap, which a run keeps once it is built (runtime/heap.py). So what activations
 took in a backward pass is still held in the update, which needs other, large blocks; but where float32 gradients go
-into a large block too (a bucket of stages 1 and 2), the update finds room there. The constants were fitted to benchmarks/plan_memory.py: torch 2.13, DeepSpeed 0.19.
+into a large block too (a bucket of stages 1 and 2), the update finds room there. The constants were fitted to
+benchmarks/plan_memory.py: torch 2.13, DeepSpeed 0.19.
 """
 
 from scaletrain.planner.workload import Workload

@@ -31,16 +31,19 @@ def peak_of(device: torch.device, dtype: torch.dtype) -> Peak:
     return Peak(found, f"data sheet, {name}, dense bf16")
 
 
-def measure_matrix_rate(device: torch.device, dtype: torch.dtype, rounds: int = 8) -> float:
-    """FLOP/s of the fastest of `rounds` square matrix products, after one to warm up."""
+def measure_matrix_rate(device: torch.device, dtype: torch.dtype, seconds: float = 1.0) -> float:
+    """FLOP/s of the fastest of the square matrix products that `seconds` hold, three at least, after one to warm up.
+
+    A launch's other processes start at the same moment: in a third of a second they may slow all of them.
+    """
     a = torch.randn(_SIZE, _SIZE, device=device).to(dtype)
     b = torch.randn(_SIZE, _SIZE, device=device).to(dtype)
-    best = float("inf")
-    for _ in range(rounds + 1):
+    times: list[float] = []
+    while len(times) < 4 or sum(times) < seconds:
         began = time.perf_counter()
         c = a @ b
         if device.type == "cuda":
             torch.cuda.synchronize(device)
-        best = min(best, time.perf_counter() - began)
+        times.append(time.perf_counter() - began)
         del c
-    return float(2 * _SIZE**3 / best)
+    return float(2 * _SIZE**3 / min(times))

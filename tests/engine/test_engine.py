@@ -2,6 +2,7 @@
 
 import errno
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -100,6 +101,28 @@ def test_a_step_that_is_not_finite_on_one_rank_is_skipped_by_all() -> None:
         assert (bad, good) == (True, False), case
         assert after == before, case
         assert last != before, case
+
+
+def looks_at_gradients(stage: int) -> list[int]:
+    """How often an update looks at a gradient for infinities: as we run DeepSpeed, and as it is."""
+    from deepspeed.runtime.zero import stage_1_and_2
+
+    engine = Engine(TinyTask(), engine_dict(stage, "bf16", 1), OPTIM, torch.device("cpu"))
+    batch = TinyRows().fetch(torch.arange(8).numpy())
+    found = []
+    for is_ours in (True, False):
+        if not is_ours:
+            del engine._engine.optimizer.check_overflow
+        with patch.object(stage_1_and_2, "has_inf_or_nan", wraps=stage_1_and_2.has_inf_or_nan) as look:
+            engine.train_step([batch], 0.1, 64)
+        found.append(look.call_count)
+    return found
+
+
+@pytest.mark.parametrize("stage", [1, 2])
+def test_an_update_does_not_look_for_infinities_before_it_takes_the_norm(stage: int) -> None:
+    ours, theirs = run_ranks(looks_at_gradients, 1, stage)[0]
+    assert ours == 0 < theirs
 
 
 def evaluations(batch_size: int, max_samples: int | None) -> float:
