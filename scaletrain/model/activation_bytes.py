@@ -140,10 +140,10 @@ def _head_buffers(arch: Architecture, tokens: int, itemsize: int, device: str) -
     has more than its least number of tokens."""
     V, C = arch.vocab_size, arch.hidden_size
     n = min(tokens_of_chunk(V, itemsize, device), tokens)
-    logits, part = n * V * itemsize, 0
-    if itemsize < WIDE:
+    logits = n * V * itemsize
+    if device != "cpu" or itemsize < WIDE:  # else they turn into probabilities in place
         logits += min(rows_of_softmax(V, device), n) * V * WIDE
-        part = itemsize * V * C  # of the weight's gradient, before it is added in float32
+    part = 0 if itemsize == WIDE else itemsize * V * C  # of the weight's gradient, before it is added in float32
     hidden = (tokens + n) * C * itemsize  # the head's input, and a chunk of it without ignored rows
     return hidden + logits + part
 

@@ -60,15 +60,15 @@ class _LinearCrossEntropy(torch.autograd.Function):
         logits_nV = hidden_NC.new_empty(min(chunk_tokens, N), V)
         rows = min(rows_of_softmax(V, hidden_NC.device.type), len(logits_nV))
         is_wide = wide == logits_nV.dtype
-        probs_mV = None if is_wide else torch.empty_like(logits_nV[:rows], dtype=wide)
+        in_place = is_wide and logits_nV.device.type == "cpu"
+        probs_mV = None if in_place else torch.empty_like(logits_nV[:rows], dtype=wide)
         product_VC = None if is_wide or dweight_VC is None else torch.empty_like(weight_VC)
         for hidden_nC, labels_n, place in _chunks(hidden_NC, labels_N, chunk_tokens):
             dlogits_nV = torch.mm(hidden_nC, weight_VC.t(), out=logits_nV[: len(labels_n)])
             for part_mV, labels_m in zip(torch.split(dlogits_nV, rows), torch.split(labels_n, rows), strict=True):
                 loss += _to_gradient(part_mV, labels_m, probs_mV)
-            kept_n1 = (labels_n != IGNORE_INDEX).unsqueeze(
-                1
-            )  # ignored rows are masked on the narrow side (C), not over V
+            # Ignored rows are masked on the narrow side (C), not over V.
+            kept_n1 = (labels_n != IGNORE_INDEX).unsqueeze(1)
             if dhidden_NC is not None:
                 torch.mm(dlogits_nV, weight_VC, out=dhidden_NC[place]).mul_(kept_n1)
             if dweight_VC is not None:
@@ -98,12 +98,11 @@ def _chunks(hidden_NC: Tensor, labels_N: Tensor, tokens: int) -> Iterator[tuple[
 def _to_gradient(logits_mV: Tensor, labels_m: Tensor, probs_mV: Tensor | None) -> Tensor:
     """Summed loss of some tokens; their logits become d loss / d logits = probs - onehot(label), ignored rows too.
 
-    probs_mV: a buffer in float32; None where the logits are as wide."""
-    wide_mV = probs_mV = logits_mV if probs_mV is None else probs_mV[: len(logits_mV)]
-    if logits_mV.device.type == "cpu":  # there softmax would make a float32 copy of its own; CUDA's reads bfloat16
-        probs_mV.copy_(logits_mV)
-    else:
-        wide_mV = logits_mV
+    probs_mV: a buffer in float32; None: in place."""
+    probs_mV = logits_mV if probs_mV is None else probs_mV[: len(logits_mV)]
+    wide_mV = logits_mV  # CUDA's softmax reads bfloat16 and writes float32
+    if logits_mV.device.type == "cpu":  # there it would make a float32 copy of its own
+        wide_mV = probs_mV.copy_(logits_mV)
     labels_m1 = labels_m.clamp_min(0).unsqueeze(1)
     label_m1 = wide_mV.gather(1, labels_m1).to(probs_mV.dtype)
     top_m1 = wide_mV.amax(1, keepdim=True).to(probs_mV.dtype)
