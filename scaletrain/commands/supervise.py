@@ -114,6 +114,8 @@ class Supervisor:
             before, told = newest_step(self.folder), bytes_of_events(self.folder)
             code, cause = self._run_once(signals)
             if code is not None:
+                if code == EXIT_STOPPED:  # below what a launcher says of it, as if it were a failure
+                    _say(f"stopped on request; {_goes_on(newest_step(self.folder))}, by the same command")
                 return code
             after = newest_step(self.folder)
             if signals.name is not None:

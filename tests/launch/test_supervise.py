@@ -187,6 +187,7 @@ def test_sigterm_to_the_supervisor_saves_on_all_ranks_and_ends_with_75(
     (stop,) = events(run, "stop")
     assert (run / "checkpoints" / f"step-{stop['step']:08d}" / "manifest.json").is_file()
     assert "run the same command to go on" in done.out
+    assert done.out.rstrip().endswith(f"stopped on request; it goes on from step {stop['step']}, by the same command")
     assert not (run / "stop").exists()
     assert living(recipe) == []
 
