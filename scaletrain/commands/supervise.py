@@ -113,11 +113,11 @@ class Supervisor:
         while True:
             before, told = newest_step(self.folder), bytes_of_events(self.folder)
             code, cause = self._run_once(signals)
+            after = newest_step(self.folder)
             if code is not None:
                 if code == EXIT_STOPPED:  # below what a launcher says of it, as if it were a failure
-                    _say(f"stopped on request; {_goes_on(newest_step(self.folder))}, by the same command")
+                    _say(f"stopped on request; {_goes_on(after)}, by the same command")
                 return code
-            after = newest_step(self.folder)
             if signals.name is not None:
                 _say_error(f"the run was asked to stop ({signals.name}) and died: {cause}; {_goes_on(after)}")
                 return _EXIT_GAVE_UP
