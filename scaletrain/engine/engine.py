@@ -19,8 +19,9 @@ from scaletrain.data.rows import Batch
 from scaletrain.engine import digest, fragments, state_files
 from scaletrain.engine.buckets import with_bucket_size
 from scaletrain.engine.optimizer import build_optimizer, forget_first_step, place_matrices
-from scaletrain.engine.patches import look_for_infinities_once
+from scaletrain.engine.patches import keep_gradients_in_place, look_for_infinities_once
 from scaletrain.engine.timing import DeviceTime
+from scaletrain.engine.update import update_by_blocks
 from scaletrain.errors import CheckpointError, ConfigError
 from scaletrain.model.init import whole_parameter
 from scaletrain.runtime import dist, pulse
@@ -291,6 +292,8 @@ def _initialize(task: Task, config: dict[str, Any], optim: Optim, device: torch.
     }  # by DeepSpeed; tests/engine/test_muon.py
     engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=config)
     look_for_infinities_once(engine)
+    keep_gradients_in_place(engine)
+    update_by_blocks(engine)
     forget_first_step(engine.basic_optimizer)
     place_matrices(engine, config["zero_optimization"]["stage"])
     _restore_buffers(engine.module, buffers)

@@ -2,6 +2,8 @@
 
 from typing import Any
 
+import torch
+
 
 def look_for_infinities_once(engine: Any) -> None:
     """ZeRO 1 and 2 look at each bfloat16 or float16 gradient for infinities and NaN, and then at their norm, which is
@@ -18,3 +20,24 @@ def look_for_infinities_once(engine: Any) -> None:
 
 def _look_at_nothing(partition_gradients: bool = True) -> None:
     pass
+
+
+def keep_gradients_in_place(engine: Any) -> None:
+    """One rank has no gradient to send or to receive, yet ZeRO 1 and 2 copy each into a bucket and from there into new
+    memory of all of them, whose page faults are most of the cost on a CPU. Left alone, they are summed where autograd
+    puts them."""
+    zero = engine.optimizer
+    is_alone = is_zero_on_cpu(zero) and torch.distributed.get_world_size(zero.dp_process_group) == 1
+    if is_alone and not zero.use_separate_grad_accum:
+        zero.reduce_ready_partitions_and_remove_grads = _leave_gradient
+
+
+def _leave_gradient(param: torch.nn.Parameter, group: int) -> None:
+    pass
+
+
+def is_zero_on_cpu(optimizer: Any) -> bool:
+    """Whether this is DeepSpeed's optimizer of ZeRO 1 and 2, on a CPU and with nothing offloaded."""
+    from deepspeed.runtime.zero.stage_1_and_2 import DeepSpeedZeroOptimizer
+
+    return type(optimizer) is DeepSpeedZeroOptimizer and optimizer.device == "cpu" and not optimizer.cpu_offload

@@ -49,8 +49,8 @@ def _before(work: Workload) -> int:
 def _gradients(work: Workload, done: int, before: int) -> tuple[int, int]:
     """Of `done` parameters, and the buckets that they went through. `before`: see _before."""
     b, bucket = work.itemsize, work.reduce_bucket
-    if work.zero.stage == 0:
-        return max(before, b * done), 0
+    if work.keeps_gradients_in_place:
+        return before + b * done if work.zero.stage == 2 else max(before, b * done), 0
     # A bucket that is full is summed over the ranks, and a rank's own part is kept: stage 3 has it among its state.
     own = 0
     if work.zero.stage < 3 and (done > bucket or done == work.parameters) and not work.zero.offloads_optimizer:
@@ -64,7 +64,7 @@ def _buckets(work: Workload, done: int) -> int:
     """Of gradients on their way: at stages 1 and 2 two of them where collectives overlap; they go after each pass. That
     of stage 3 stays, see memory.py."""
     b, bucket = work.itemsize, work.reduce_bucket
-    if work.zero.stage not in (1, 2):
+    if work.zero.stage not in (1, 2) or work.keeps_gradients_in_place:
         return 0
     number = 2 if work.zero.overlaps else 1
     if work.device == "cuda":

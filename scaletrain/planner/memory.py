@@ -94,7 +94,7 @@ def _resident(work: Workload, moment: Moment, most: int) -> Moment:
 def _small(work: Workload, moment: Moment) -> int:
     """Of what comes and goes, the bytes in small blocks: not buckets, nor what is joined of all parameters."""
     of_all = ("activations", "gathered weights")
-    names = (*of_all, "gradients", "float32 gradients") if work.zero.stage == 0 else of_all
+    names = (*of_all, "gradients", "float32 gradients") if work.keeps_gradients_in_place else of_all
     return sum(part.bytes for part in moment.parts if part.name in names)
 
 
@@ -177,8 +177,9 @@ def _update(work: Workload) -> Iterator[Part]:
         group = min(group, max(zero.sub_group, work.share_of(work.largest_parameter)))
     flat = b * group if b < _MASTER else 0  # joined, then made float32; joined is enough in float32
     if zero.stage < 3:
-        yield Part("gradients of its part", b * work.share_of(P))
-    yield Part("float32 gradients", flat + _MASTER * group)
+        yield Part("gradients" if work.keeps_gradients_in_place else "gradients of its part", b * work.share_of(P))
+    if not work.updates_in_blocks:
+        yield Part("float32 gradients", flat + _MASTER * group)
 
 
 def _rounded(work: Workload, size: int, is_pinned: bool) -> int:

@@ -57,6 +57,20 @@ class Workload:
         wide = self.arch.hidden_size * self.arch.ffn_hidden_size
         return max(self.embedding, wide)
 
+    @property
+    def updates_in_blocks(self) -> bool:
+        """See engine/update.py."""
+        zero = self.zero
+        is_here = self.device == "cpu" and not zero.offloads_optimizer
+        return is_here and zero.stage in (1, 2) and self.optimizer == "adamw"
+
+    @property
+    def keeps_gradients_in_place(self) -> bool:
+        """Where autograd puts them, until the update: see engine/patches.py for stages 1 and 2."""
+        zero = self.zero
+        is_alone = self.device == "cpu" and self.ranks == 1 and not zero.offloads_optimizer
+        return zero.stage == 0 or (is_alone and zero.stage in (1, 2))
+
     @cached_property
     def decayed(self) -> int:
         """Parameters with weight decay: the optimizer's first group, see optim/groups.py."""
