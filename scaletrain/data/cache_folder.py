@@ -1,6 +1,5 @@
 """What a machine computes once and keeps in its cache: where that is, and who makes it."""
 
-import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,7 +8,7 @@ from pathlib import Path
 from scaletrain.config.schema import Data
 from scaletrain.data.tokenizer import Tokenizer
 from scaletrain.errors import DataError
-from scaletrain.runtime.files import TEMPORARY
+from scaletrain.runtime.files import TEMPORARY, cache_root
 from scaletrain.runtime.locks import locked
 
 
@@ -17,9 +16,7 @@ def cache_folder(data: Data) -> Path:
     """Where this machine keeps what it fetched or computed from datasets."""
     if data.cache.dir is not None:
         return Path(data.cache.dir).expanduser()
-    if "SCALETRAIN_CACHE" in os.environ:
-        return Path(os.environ["SCALETRAIN_CACHE"])
-    return Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "scaletrain"
+    return cache_root()
 
 
 @contextmanager

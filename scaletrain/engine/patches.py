@@ -4,6 +4,8 @@ from typing import Any
 
 import torch
 
+from scaletrain.runtime import dist
+
 
 def look_for_infinities_once(engine: Any) -> None:
     """ZeRO 1 and 2 look at each bfloat16 or float16 gradient for infinities and NaN, and then at their norm, which is
@@ -27,7 +29,7 @@ def keep_gradients_in_place(engine: Any) -> None:
     memory of all of them, whose page faults are most of the cost on a CPU. Left alone, they are summed where autograd
     puts them."""
     zero = engine.optimizer
-    is_alone = is_zero_on_cpu(zero) and torch.distributed.get_world_size(zero.dp_process_group) == 1
+    is_alone = is_zero_on_cpu(zero) and dist.size() == 1
     if is_alone and not zero.use_separate_grad_accum:
         zero.reduce_ready_partitions_and_remove_grads = _leave_gradient
 

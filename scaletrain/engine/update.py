@@ -46,7 +46,8 @@ class BlockwiseUpdate:
 
     def _norm_in_blocks(self, gradient: torch.Tensor) -> torch.Tensor:
         norms = [torch.linalg.vector_norm(block) for block in self._blocks([gradient])]
-        return norms[0] if len(norms) == 1 else torch.linalg.vector_norm(torch.stack(norms))
+        norm: torch.Tensor = torch.linalg.vector_norm(torch.stack(norms))
+        return norm
 
     def collect(self, group: int) -> torch.Tensor:
         """Keeps the group's gradients for `update`. What is returned has the shape of what DeepSpeed would join, and no

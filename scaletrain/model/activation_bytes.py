@@ -15,6 +15,7 @@ from typing import Literal
 from scaletrain.config.architecture import Architecture
 from scaletrain.errors import ConfigError
 from scaletrain.model.chunks import QUERY_BLOCK, rows_of_softmax, tokens_of_chunk
+from scaletrain.model.native.build import serves_heads
 
 WIDE = 4  # float32: statistics of norms and softmax, sums of gradients
 
@@ -98,7 +99,9 @@ def _block(arch: Architecture, samples: int, tokens: int, itemsize: int, device:
     H, G, D = arch.num_heads, arch.num_kv_heads, arch.head_dim
     packed = (H + 2 * G) * D  # qkv of a token
     statistics = _statistics(arch)
-    is_blocked = device == "cpu" and itemsize == 2  # blocked_attention.py makes its probabilities again from q and k
+    is_native = device == "cpu" and itemsize == 2 and serves_heads(D)
+    # blocked_attention.py makes its probabilities again from q and k, and from nothing else.
+    is_blocked = device == "cpu" and itemsize == 2 and not is_native
     logsumexp = 0 if is_blocked else WIDE * H
     attention = itemsize * (C + packed + C) + statistics + logsumexp  # inputs of qkv, of attention, of the output
     if arch.qk_norm:
@@ -115,7 +118,7 @@ def _block(arch: Architecture, samples: int, tokens: int, itemsize: int, device:
         attention_gradients += itemsize * (3 * H * rows + 3 * C * rows // tokens)
         attention_gradients += itemsize * 2 * G * D * (tokens - rows) // tokens  # copies of a block's keys and values
         attention_gradients += 2 * G * D * (itemsize + WIDE) + G * D * itemsize  # k, v by heads; sums of dk, dv; a part
-    else:
+    elif not is_native:
         attention_gradients += itemsize * packed  # dq, dk and dv before they are one
     return _Block(
         input=N * C * itemsize,

@@ -13,6 +13,7 @@ from scaletrain.config.architecture import Architecture
 from scaletrain.model.blocked_attention import blocked_attention
 from scaletrain.model.documents import Documents, attend_varlen, document_mask
 from scaletrain.model.layers import Linear, RMSNorm, Rotation, rotate
+from scaletrain.model.native.attention import native_attention, takes_native
 
 
 class Layout(NamedTuple):
@@ -90,6 +91,9 @@ def causal_attention(qkv_BTXD: Tensor, num_heads: int, num_kv_heads: int, docume
     device, dtype = qkv_BTXD.device.type, qkv_BTXD.dtype
     if device == "cpu" and dtype == torch.bfloat16:
         starts_BT = None if documents is None else documents.starts
+        if takes_native(qkv_BTXD.shape[3]):
+            native: Tensor = native_attention(qkv_BTXD, num_heads, num_kv_heads, starts_BT)[0]
+            return native
         blocked: Tensor = blocked_attention(qkv_BTXD, num_heads, num_kv_heads, starts_BT)
         return blocked
     mask_B1TS = None

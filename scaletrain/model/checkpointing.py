@@ -25,6 +25,7 @@ KEPT = frozenset(
         aten._scaled_dot_product_cudnn_attention.default,
         aten._scaled_dot_product_flash_attention_for_cpu.default,
         torch.ops.scaletrain.blocked_attention.default,
+        torch.ops.scaletrain.native_attention.default,
         varlen_attention.default,
     }
 )

@@ -13,6 +13,7 @@ from torch.autograd.function import once_differentiable
 
 from scaletrain.config.architecture import Architecture
 from scaletrain.model import cpu_kernels
+from scaletrain.model.native import feed_forward
 
 Rotation = tuple[Tensor, Tensor]  # cosines and signed sines, each (T, 1, D) or, by sample, (B, T, 1, D); float32
 
@@ -145,8 +146,16 @@ class GeluFeedForward(nn.Module):
         self.down = Linear(arch.ffn_hidden_size, arch.hidden_size)
 
     def forward(self, x_BTC: Tensor) -> Tensor:
-        y: Tensor = self.down(F.gelu(self.up(x_BTC), approximate="tanh"))
+        y: Tensor = self.down(gelu(self.up(x_BTC)))
         return y
+
+
+def gelu(x: Tensor) -> Tensor:
+    """x Phi(x), Phi by tanh."""
+    if feed_forward.takes_native(x):
+        y: Tensor = feed_forward.NativeGelu.apply(x)  # type: ignore[no-untyped-call]
+        return y
+    return F.gelu(x, approximate="tanh")
 
 
 class SwiGLUFeedForward(nn.Module):
@@ -165,7 +174,8 @@ class SwiGLUFeedForward(nn.Module):
 
 def gated_silu(gate: Tensor, up: Tensor) -> Tensor:
     """silu(gate) * up."""
-    y: Tensor = _GatedSiLU.apply(gate, up)  # type: ignore[no-untyped-call]
+    kernel = feed_forward.NativeGatedSiLU if feed_forward.takes_native(gate, up) else _GatedSiLU
+    y: Tensor = kernel.apply(gate, up)  # type: ignore[no-untyped-call]
     return y
 
 

@@ -4,7 +4,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,14 @@ from scaletrain.errors import ConfigError
 
 TEMPORARY = ".tmp"
 _BLOCK = 4 << 20  # bytes hashed at once
+
+
+def cache_root(env: Mapping[str, str] = os.environ) -> Path:
+    """Where this machine keeps what it fetched, computed or compiled: $SCALETRAIN_CACHE, or scaletrain in the user's
+    cache."""
+    if "SCALETRAIN_CACHE" in env:
+        return Path(env["SCALETRAIN_CACHE"])
+    return Path(env.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "scaletrain"
 
 
 def write_whole(path: Path, data: bytes | str) -> None:

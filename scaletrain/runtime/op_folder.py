@@ -9,6 +9,7 @@ from pathlib import Path
 
 import xxhash
 
+from scaletrain.runtime.files import cache_root
 from scaletrain.runtime.leftovers import extension_folder
 
 VARIABLE = "TORCH_EXTENSIONS_DIR"
@@ -17,9 +18,8 @@ VARIABLE = "TORCH_EXTENSIONS_DIR"
 def private_folder(env: Mapping[str, str]) -> Path:
     """For this Python, torch, DeepSpeed and processor: ops are compiled for the very processor, and a home folder may
     be shared by nodes that have others, whose half-built ops and locks would be in the way."""
-    cache = env.get("SCALETRAIN_CACHE") or Path(env.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "scaletrain"
     parts = [sys.version, *(metadata.version(name) for name in ("torch", "deepspeed")), _processor()]
-    return Path(cache) / "ops" / xxhash.xxh3_64_hexdigest("\n".join(parts).encode())
+    return cache_root(env) / "ops" / xxhash.xxh3_64_hexdigest("\n".join(parts).encode())
 
 
 def op_folder(env: Mapping[str, str]) -> Path:

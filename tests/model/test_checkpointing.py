@@ -73,7 +73,11 @@ def _backward_counts(mode: str, documents: Tensor | None, dtype: torch.dtype) ->
     loss = model(*make_batch(LLAMA), documents)
     with _Counter() as counter:
         loss.backward()
-    kernels = ("scaletrain::blocked_attention", "aten::_scaled_dot_product_flash_attention_for_cpu")
+    kernels = (
+        "scaletrain::blocked_attention",
+        "scaletrain::native_attention",
+        "aten::_scaled_dot_product_flash_attention_for_cpu",
+    )
     return {
         "products": counter.seen["aten::mm"] + counter.seen["aten::addmm"],
         "attention": sum(counter.seen[kernel] for kernel in kernels),

@@ -74,8 +74,8 @@ def test_torch_compile_traces_the_model_without_a_break(
         loss = each(ids, labels, documents)
         loss.backward()
         found.append((loss.item(), gradients(model)))
-    # In bfloat16 a compiled norm is a plain one, which rounds elsewhere than our own kernel.
-    assert found[0][0] == pytest.approx(found[1][0], rel=1e-5 if dtype == torch.float32 else 1e-4)
+    # In bfloat16 compiled norms and activations are plain ones, which round elsewhere than our own kernels.
+    assert found[0][0] == pytest.approx(found[1][0], rel=1e-5 if dtype == torch.float32 else 5e-4)
     assert largest_difference(found[0][1], found[1][1]) < (1e-5 if dtype == torch.float32 else 0.05)
 
 

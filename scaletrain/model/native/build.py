@@ -1,0 +1,89 @@
+"""Compiles the .cpp files beside it with the machine's g++ on first use (two seconds); the library stays in the cache.
+
+No torch here: planning asks is_supported().
+"""
+
+import ctypes
+import os
+import shlex
+import shutil
+import subprocess
+import tempfile
+import warnings
+from functools import cache
+from pathlib import Path
+
+import xxhash
+
+from scaletrain.runtime.files import cache_root
+
+SOURCES = sorted(path for path in Path(__file__).parent.iterdir() if path.suffix in (".cpp", ".h"))
+INSTRUCTIONS = ("fma", "avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512_bf16")
+FLAGS = ["-O3", "-std=c++17", "-shared", "-fPIC", "-fopenmp", *(f"-m{name.replace('_', '')}" for name in INSTRUCTIONS)]
+
+
+@cache
+def is_supported() -> bool:
+    """Whether this machine has the instructions and a compiler: $CXX, or g++. CXX=false turns the kernels off."""
+    return (
+        cpu_flags().issuperset(INSTRUCTIONS) and shutil.which(_compiler()[0]) is not None and _compiler() != ["false"]
+    )
+
+
+def cpu_flags() -> frozenset[str]:
+    """What the processor can do, in Linux's words; none elsewhere."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return frozenset()
+    return frozenset(next((line.partition(":")[2] for line in lines if line.startswith("flags")), "").split())
+
+
+def serves_heads(head_dim: int) -> bool:
+    """Whether the attention kernel takes heads of this size, where it can be built."""
+    return head_dim % 32 == 0 and is_supported()
+
+
+@cache
+def library() -> ctypes.CDLL | None:
+    """None where it cannot be built, told once with the compiler's reason, or where torch has another OpenMP than g++:
+    two would fight for the cores."""
+    if not is_supported() or "libgomp" not in Path("/proc/self/maps").read_text(encoding="utf-8"):
+        return None
+    try:
+        return _opened()
+    except subprocess.CalledProcessError as error:
+        reason = next((line for line in error.stderr.splitlines() if "error" in line), f"exit code {error.returncode}")
+    except OSError as error:
+        reason = str(error)
+    warnings.warn(
+        f"{shlex.join(_compiler())} does not build the CPU kernels ({reason.strip()}): attention takes twice the time; "
+        "name a g++ in $CXX, or set CXX=false to do without",
+        RuntimeWarning,
+        stacklevel=2,
+    )
+    return None
+
+
+def _opened() -> ctypes.CDLL:
+    made = b"\0".join(path.read_bytes() for path in SOURCES) + " ".join(FLAGS).encode()
+    path = cache_root() / "kernels" / f"{xxhash.xxh3_64_hexdigest(made)}.so"
+    if path.is_file():
+        return ctypes.CDLL(str(path))
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        folder = tempfile.TemporaryDirectory(dir=path.parent)
+    except OSError:  # no place to keep it
+        folder = tempfile.TemporaryDirectory()
+    with folder:
+        built = Path(folder.name) / path.name
+        names = [str(source) for source in SOURCES if source.suffix == ".cpp"]
+        subprocess.run([*_compiler(), *FLAGS, *names, "-o", str(built)], capture_output=True, text=True, check=True)
+        opened = ctypes.CDLL(str(built))  # it stays open when the file goes
+        if built.parent.parent == path.parent:
+            built.replace(path)  # other ranks may do the same
+        return opened
+
+
+def _compiler() -> list[str]:
+    return shlex.split(os.environ.get("CXX", "")) or ["g++"]
