@@ -20,6 +20,10 @@ def kept(work: Workload, most: int, used: int) -> int:
     top = min(_TOP, work.itemsize * work.parameters)
     # At stage 3 each parameter was built in float32 between what stays of the ones before it: holes.
     holes = _MASTER * work.share_of(work.parameters) if work.zero.stage == 3 else 0
+    # Buckets and a rank's gradients, where they are no large blocks, lie between activations: as much is lost in holes.
+    bucket, own = _bucket_bytes(work), work.itemsize * work.share_of(work.parameters)
+    if work.zero.stage in (1, 2) and not work.keeps_gradients_in_place and max(bucket, own) < _MAPPED:
+        holes = 3 * bucket + own
     writing = _WRITING if work.copies_state else 0
     freed = max(0, most - used)
     if work.zero.stage in (1, 2) and work.itemsize == _MASTER and _bucket_bytes(work) > _MAPPED:
