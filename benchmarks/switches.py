@@ -45,6 +45,7 @@ SWITCHES = {
     "full checkpointing": Switch(("train.activation_checkpointing=full",)),
     "checkpointing of every 2nd block": Switch(("train.activation_checkpointing=every_2",)),
     "compiled blocks": Switch(("train.compile=blocks",)),
+    "without kernels in C++": Switch(("run.env.CXX=/bin/false",), precisions=("bf16",)),
     "4 micro-batches": Switch(("train.micro_batch_size=2",)),
     "ZeRO 0": Switch(stage=0),
     "ZeRO 2": Switch(stage=2),
