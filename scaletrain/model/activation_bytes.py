@@ -15,7 +15,7 @@ from typing import Literal
 from scaletrain.config.architecture import Architecture
 from scaletrain.errors import ConfigError
 from scaletrain.model.chunks import QUERY_BLOCK, rows_of_softmax, tokens_of_chunk
-from scaletrain.model.native.build import serves_heads
+from scaletrain.model.native.build import is_supported, serves_heads
 
 WIDE = 4  # float32: statistics of norms and softmax, sums of gradients
 
@@ -144,7 +144,7 @@ def _head_buffers(arch: Architecture, tokens: int, itemsize: int, device: str) -
     V, C = arch.vocab_size, arch.hidden_size
     n = min(tokens_of_chunk(V, itemsize, device), tokens)
     logits = n * V * itemsize
-    if device != "cpu" or itemsize < WIDE:  # else they turn into probabilities in place
+    if device != "cpu" or (itemsize < WIDE and not is_supported()):  # else they turn into probabilities in place
         logits += min(rows_of_softmax(V, device), n) * V * WIDE
     part = 0 if itemsize == WIDE else itemsize * V * C  # of the weight's gradient, before it is added in float32
     hidden = (tokens + n) * C * itemsize  # the head's input, and a chunk of it without ignored rows

@@ -15,16 +15,24 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from scaletrain.model.native import norms
+
 ROWS = 1024  # rows at a time: the float32 copies stay small, so their memory is reused and not paged in anew
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    y: Tensor = _RMSNorm.apply(x, weight, eps)  # type: ignore[no-untyped-call]
+    if norms.takes_native(x, weight):
+        y: Tensor = norms.NativeNorm.apply(x, weight, None, eps)  # type: ignore[no-untyped-call]
+    else:
+        y = _RMSNorm.apply(x, weight, eps)  # type: ignore[no-untyped-call]
     return y
 
 
 def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
-    y: Tensor = _LayerNorm.apply(x, weight, bias, eps)  # type: ignore[no-untyped-call]
+    if norms.takes_native(x, weight, bias):
+        y: Tensor = norms.NativeNorm.apply(x, weight, bias, eps)  # type: ignore[no-untyped-call]
+    else:
+        y = _LayerNorm.apply(x, weight, bias, eps)  # type: ignore[no-untyped-call]
     return y
 
 

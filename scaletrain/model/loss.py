@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from scaletrain.model.chunks import rows_of_softmax, tokens_of_chunk
+from scaletrain.model.native import call as native
 
 IGNORE_INDEX = -100  # label of a position without loss, as in torch and Hugging Face
 
@@ -60,13 +61,17 @@ class _LinearCrossEntropy(torch.autograd.Function):
         logits_nV = hidden_NC.new_empty(min(chunk_tokens, N), V)
         rows = min(rows_of_softmax(V, hidden_NC.device.type), len(logits_nV))
         is_wide = wide == logits_nV.dtype
-        in_place = is_wide and logits_nV.device.type == "cpu"
+        is_native = native.serves(logits_nV)
+        in_place = is_native or (is_wide and logits_nV.device.type == "cpu")
         probs_mV = None if in_place else torch.empty_like(logits_nV[:rows], dtype=wide)
         product_VC = None if is_wide or dweight_VC is None else torch.empty_like(weight_VC)
         for hidden_nC, labels_n, place in _chunks(hidden_NC, labels_N, chunk_tokens):
             dlogits_nV = torch.mm(hidden_nC, weight_VC.t(), out=logits_nV[: len(labels_n)])
-            for part_mV, labels_m in zip(torch.split(dlogits_nV, rows), torch.split(labels_n, rows), strict=True):
-                loss += _to_gradient(part_mV, labels_m, probs_mV)
+            if is_native:
+                loss += _to_gradient_natively(dlogits_nV, labels_n)
+            else:
+                for part_mV, labels_m in zip(torch.split(dlogits_nV, rows), torch.split(labels_n, rows), strict=True):
+                    loss += _to_gradient(part_mV, labels_m, probs_mV)
             # Ignored rows are masked on the narrow side (C), not over V.
             kept_n1 = (labels_n != IGNORE_INDEX).unsqueeze(1)
             if dhidden_NC is not None:
@@ -112,6 +117,13 @@ def _to_gradient(logits_mV: Tensor, labels_m: Tensor, probs_mV: Tensor | None) -
     probs_mV.scatter_add_(1, labels_m1, torch.full_like(labels_m1, -1, dtype=probs_mV.dtype))
     logits_mV.copy_(probs_mV)
     return ((logsumexp_m1 - label_m1) * (labels_m != IGNORE_INDEX).unsqueeze(1)).sum()
+
+
+def _to_gradient_natively(logits_nV: Tensor, labels_n: Tensor) -> Tensor:
+    """As _to_gradient, on a CPU in bfloat16, each row while it is in the cache (native/loss.cpp)."""
+    losses_n = torch.empty(len(labels_n), dtype=torch.float32)
+    native.call("cross_entropy", logits_nV, labels_n.contiguous(), losses_n, *logits_nV.shape)
+    return losses_n.sum()
 
 
 def _add_product(total_VC: Tensor, a_Vn: Tensor, b_nC: Tensor, product_VC: Tensor | None) -> None:

@@ -13,11 +13,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from scaletrain.model import layers
+from scaletrain.model import cpu_kernels, layers
 from scaletrain.model.attention import causal_attention
 from scaletrain.model.documents import Documents
 from scaletrain.model.native import build
 from scaletrain.model.native.attention import native_attention
+from scaletrain.model.native.call import call
 
 pytestmark = pytest.mark.skipif(not build.is_supported(), reason="needs AVX-512 BF16 and a g++")
 
@@ -152,14 +153,15 @@ ATTEND = """
     import torch, warnings
     from scaletrain.model.attention import causal_attention
     from scaletrain.model.layers import gelu
+    from scaletrain.model.native.build import library
     with warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always")
         y = gelu(causal_attention(torch.ones(1, 4, 3, 64).bfloat16(), 1, 1))
     for warning in told:
         print(warning.message)
-    print(y.shape)
+    print("kernels" if library() else "products", tuple(y.shape))
 """
-DONE = "torch.Size([1, 4, 1, 64])"
+KERNELS, PRODUCTS = "kernels (1, 4, 1, 64)", "products (1, 4, 1, 64)"
 
 
 def _attend(cache: Path, compiler: str) -> str:
@@ -169,21 +171,21 @@ def _attend(cache: Path, compiler: str) -> str:
 
 
 def test_the_library_is_kept_and_needs_no_compiler_again(tmp_path: Path) -> None:
-    assert _attend(tmp_path, "g++") == f"{DONE}\n"
+    assert _attend(tmp_path, "g++") == f"{KERNELS}\n"
     (built,) = (tmp_path / "kernels").iterdir()
     made = built.stat().st_mtime_ns
-    assert _attend(tmp_path, "g++") == f"{DONE}\n"
+    assert _attend(tmp_path, "no-such-compiler") == f"{KERNELS}\n"
     assert [built] == list((tmp_path / "kernels").iterdir()) and built.stat().st_mtime_ns == made
 
 
 def test_without_a_place_to_keep_it_it_is_built_for_the_process(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    assert _attend(tmp_path / "file", "g++") == f"{DONE}\n"
+    assert _attend(tmp_path / "file", "g++") == f"{KERNELS}\n"
 
 
 def test_without_a_compiler_products_do_it(tmp_path: Path) -> None:
     for compiler in ("false", "no-such-compiler"):
-        assert _attend(tmp_path, compiler) == f"{DONE}\n"
+        assert _attend(tmp_path, compiler) == f"{PRODUCTS}\n"
     assert not list(tmp_path.iterdir())
 
 
@@ -196,7 +198,7 @@ def test_a_compiler_that_fails_is_told_once(tmp_path: Path) -> None:
         f"{compiler} does not build the CPU kernels (attention.cpp:1: error: no such flag): attention takes twice the "
         "time; name a g++ in $CXX, or set CXX=false to do without"
     )
-    assert shape == DONE
+    assert shape == PRODUCTS
 
 
 def test_other_processors_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -210,3 +212,48 @@ def test_other_processors_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> Non
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert build.is_supported()
+
+
+@pytest.mark.parametrize("width", [16, 48, 384])
+@pytest.mark.parametrize("rows", [1, 3, 500])
+def test_norms_and_their_gradients_are_the_formulas(width: int, rows: int) -> None:
+    generator = torch.Generator().manual_seed(width)
+    x = (3 + 2 * torch.randn(rows, width, generator=generator)).bfloat16()
+    weight, bias = torch.randn(2, width, generator=generator).bfloat16()
+    for ours, truth, inputs in (
+        (
+            lambda x, w, b: cpu_kernels.layer_norm(x, w, b, 1e-5),
+            lambda x, w, b: F.layer_norm(x, (width,), w, b, 1e-5),
+            (x, weight, bias),
+        ),
+        (lambda x, w: cpu_kernels.rms_norm(x, w, 1e-5), lambda x, w: F.rms_norm(x, (width,), w, 1e-5), (x, weight)),
+    ):
+        assert type(ours(*(i.clone().requires_grad_() for i in inputs)).grad_fn).__name__ == "NativeNormBackward"
+        for found, wanted in zip(_both(ours, inputs), _both(truth, tuple(i.double() for i in inputs)), strict=True):
+            assert found.dtype == torch.bfloat16
+            assert _error(found, wanted) < 4e-3
+
+
+@pytest.mark.parametrize("words", [7, 16, 33, 1000])
+def test_the_loss_and_the_gradient_of_logits_are_the_formulas(words: int) -> None:
+    logits = (5 * torch.randn(60, words, generator=torch.Generator().manual_seed(words))).bfloat16()
+    labels = torch.arange(60) % words
+    labels[::7] = -100
+    wide = logits.double().requires_grad_()
+    losses = F.cross_entropy(wide, labels, reduction="none")
+    kept = labels >= 0
+    (wanted,) = torch.autograd.grad(losses.sum(), wide)
+    found = torch.empty(60)
+    call("cross_entropy", logits, labels, found, 60, words)
+    torch.testing.assert_close(found.double(), losses.detach(), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(logits[kept].double(), wanted[kept], rtol=5e-3, atol=1e-6)
+    assert not found[~kept].any()
+
+
+def test_a_logit_that_is_not_finite_makes_its_loss_so_but_for_minus_infinity() -> None:
+    for value, is_finite in ((math.inf, False), (math.nan, False), (-math.inf, True)):
+        logits, losses = torch.randn(2, 40).bfloat16(), torch.empty(2)
+        logits[0, 5] = value
+        call("cross_entropy", logits, torch.tensor([3, 3]), losses, 2, 40)
+        assert losses.isfinite().tolist() == [is_finite, True]
+        assert logits.isfinite().all(1).tolist() == [is_finite, True]

@@ -363,9 +363,9 @@ extern "C" {
 
 // qkv[B][T][X][D] -> y[B][T][H][D] and lse[B][H][T]: log2 of each query's sum of 2^score. starts[B][T]: the first key
 // that each query sees, or null.
-void attention_forward(const bf16* qkv, const int64_t* starts, bf16* y, float* lse, int B, int T, int H, int G, int D,
-                       int threads) {
-    const Shape s{B, T, H, G, D, starts};
+void attention_forward(const bf16* qkv, const int64_t* starts, bf16* y, float* lse, int64_t B, int64_t T, int64_t H,
+                       int64_t G, int64_t D, int threads) {
+    const Shape s{(int)B, (int)T, (int)H, (int)G, (int)D, starts};
 #pragma omp parallel num_threads(threads)
     {
         Room room(forward_bytes(s));
@@ -379,8 +379,8 @@ void attention_forward(const bf16* qkv, const int64_t* starts, bf16* y, float* l
 
 // And dy[B][T][H][D] -> dqkv[B][T][X][D].
 void attention_backward(const bf16* qkv, const int64_t* starts, const bf16* y, const float* lse, const bf16* dy,
-                        bf16* dqkv, int B, int T, int H, int G, int D, int threads) {
-    const Shape s{B, T, H, G, D, starts};
+                        bf16* dqkv, int64_t B, int64_t T, int64_t H, int64_t G, int64_t D, int threads) {
+    const Shape s{(int)B, (int)T, (int)H, (int)G, (int)D, starts};
 #pragma omp parallel num_threads(threads)
     {
         Room room(backward_bytes(s));

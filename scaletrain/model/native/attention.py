@@ -8,13 +8,13 @@ them is float32, but for probabilities and their gradients as factors.
 Memory beyond qkv, y and their gradients: what belongs to one key/value head, T * D * 14 bytes a thread.
 """
 
-from ctypes import c_void_p
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from scaletrain.model.native.build import library, serves_heads
+from scaletrain.model.native.call import call
 
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
@@ -36,8 +36,9 @@ def native_attention(
     """
     qkv_BTXD = qkv_BTXD.contiguous()
     y_BTHD, sums_BHT = _results(qkv_BTXD, num_heads)
-    tensors = [qkv_BTXD, starts_BT if starts_BT is None else starts_BT.contiguous(), y_BTHD, sums_BHT]
-    _call("attention_forward", tensors, qkv_BTXD, num_heads, num_kv_heads)
+    sizes = (*qkv_BTXD.shape[:2], num_heads, num_kv_heads, qkv_BTXD.shape[3])
+    starts_BT = starts_BT if starts_BT is None else starts_BT.contiguous()
+    call("attention_forward", qkv_BTXD, starts_BT, y_BTHD, sums_BHT, *sizes)
     return y_BTHD, sums_BHT
 
 
@@ -59,8 +60,8 @@ def _gradients(
     qkv_BTXD = qkv_BTXD.contiguous()
     dqkv_BTXD = torch.empty_like(qkv_BTXD)
     starts_BT = starts_BT if starts_BT is None else starts_BT.contiguous()
-    tensors = [qkv_BTXD, starts_BT, y_BTHD, sums_BHT, dy_BTHD.contiguous(), dqkv_BTXD]
-    _call("attention_backward", tensors, qkv_BTXD, num_heads, num_kv_heads)
+    sizes = (*qkv_BTXD.shape[:2], num_heads, num_kv_heads, qkv_BTXD.shape[3])
+    call("attention_backward", qkv_BTXD, starts_BT, y_BTHD, sums_BHT, dy_BTHD.contiguous(), dqkv_BTXD, *sizes)
     return dqkv_BTXD
 
 
@@ -96,11 +97,3 @@ def _results(qkv_BTXD: Tensor, num_heads: int) -> tuple[Tensor, Tensor]:
     B, T, _, D = qkv_BTXD.shape
     y_BTHD = qkv_BTXD.new_empty(B, T, num_heads, D)
     return y_BTHD, torch.empty(B, num_heads, T, dtype=torch.float32, device=qkv_BTXD.device)
-
-
-def _call(function: str, tensors: list[Tensor | None], qkv_BTXD: Tensor, num_heads: int, num_kv_heads: int) -> None:
-    kernels = library()
-    assert kernels is not None and qkv_BTXD.dtype == torch.bfloat16
-    B, T, _, D = qkv_BTXD.shape
-    places = [c_void_p(None if tensor is None else tensor.data_ptr()) for tensor in tensors]
-    kernels[function](*places, B, T, num_heads, num_kv_heads, D, torch.get_num_threads())

@@ -24,10 +24,10 @@ FLAGS = ["-O3", "-std=c++17", "-shared", "-fPIC", "-fopenmp", *(f"-m{name.replac
 
 @cache
 def is_supported() -> bool:
-    """Whether this machine has the instructions and a compiler: $CXX, or g++. CXX=false turns the kernels off."""
-    return (
-        cpu_flags().issuperset(INSTRUCTIONS) and shutil.which(_compiler()[0]) is not None and _compiler() != ["false"]
-    )
+    """Whether this machine has the instructions, and the library or a compiler: $CXX, or g++. CXX=false: do without."""
+    compiler = _compiler()[0]
+    is_wanted = Path(compiler).name != "false" and cpu_flags().issuperset(INSTRUCTIONS)
+    return is_wanted and (_place().is_file() or shutil.which(compiler) is not None)
 
 
 def cpu_flags() -> frozenset[str]:
@@ -66,8 +66,7 @@ def library() -> ctypes.CDLL | None:
 
 
 def _opened() -> ctypes.CDLL:
-    made = b"\0".join(path.read_bytes() for path in SOURCES) + " ".join(FLAGS).encode()
-    path = cache_root() / "kernels" / f"{xxhash.xxh3_64_hexdigest(made)}.so"
+    path = _place()
     if path.is_file():
         return ctypes.CDLL(str(path))
     try:
@@ -83,6 +82,12 @@ def _opened() -> ctypes.CDLL:
         if built.parent.parent == path.parent:
             built.replace(path)  # other ranks may do the same
         return opened
+
+
+def _place() -> Path:
+    """Of the library of these sources."""
+    made = b"\0".join(path.read_bytes() for path in SOURCES) + " ".join(FLAGS).encode()
+    return cache_root() / "kernels" / f"{xxhash.xxh3_64_hexdigest(made)}.so"
 
 
 def _compiler() -> list[str]:

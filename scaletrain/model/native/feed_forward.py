@@ -1,22 +1,16 @@
 """GELU in its tanh form and silu(gate) * up for bfloat16 on a CPU, each pass in one kernel (feed_forward.cpp)."""
 
-from ctypes import c_int64, c_void_p
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from scaletrain.model.native.build import library
+from scaletrain.model.native.call import call, serves
 
 
 def takes_native(*inputs: Tensor) -> bool:
-    """Whether these kernels serve these inputs here; a graph that is being compiled has its own."""
-    if torch.compiler.is_compiling():
-        return False
-    first = inputs[0]
-    fits = first.dtype == torch.bfloat16 and first.device.type == "cpu" and first.numel() % 16 == 0
-    return fits and all(x.is_contiguous() for x in inputs) and library() is not None
+    return inputs[0].numel() % 16 == 0 and serves(*inputs)
 
 
 class NativeGelu(torch.autograd.Function):
@@ -26,7 +20,7 @@ class NativeGelu(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor) -> Tensor:
         ctx.save_for_backward(x)
         y = torch.empty_like(x)
-        _call("gelu_forward", x, y)
+        call("gelu_forward", x, y, x.numel())
         return y
 
     @staticmethod
@@ -34,7 +28,7 @@ class NativeGelu(torch.autograd.Function):
     def backward(ctx: Any, dy: Tensor) -> Tensor:
         (x,) = ctx.saved_tensors
         dx = torch.empty_like(x)
-        _call("gelu_backward", x, dy.contiguous(), dx)
+        call("gelu_backward", x, dy.contiguous(), dx, x.numel())
         return dx
 
 
@@ -45,7 +39,7 @@ class NativeGatedSiLU(torch.autograd.Function):
     def forward(ctx: Any, gate: Tensor, up: Tensor) -> Tensor:
         ctx.save_for_backward(gate, up)
         y = torch.empty_like(gate)
-        _call("gated_silu_forward", gate, up, y)
+        call("gated_silu_forward", gate, up, y, y.numel())
         return y
 
     @staticmethod
@@ -53,12 +47,5 @@ class NativeGatedSiLU(torch.autograd.Function):
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, Tensor]:
         gate, up = ctx.saved_tensors
         dgate, dup = torch.empty_like(gate), torch.empty_like(up)
-        _call("gated_silu_backward", gate, up, dy.contiguous(), dgate, dup)
+        call("gated_silu_backward", gate, up, dy.contiguous(), dgate, dup, dup.numel())
         return dgate, dup
-
-
-def _call(function: str, *tensors: Tensor) -> None:
-    kernels = library()
-    assert kernels is not None
-    places = [c_void_p(tensor.data_ptr()) for tensor in tensors]
-    kernels[function](*places, c_int64(tensors[0].numel()), torch.get_num_threads())
