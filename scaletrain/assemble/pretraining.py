@@ -22,6 +22,7 @@ from scaletrain.engine.checkpoint import Found
 from scaletrain.errors import ConfigError, DataError
 from scaletrain.model.count import checkpoint_bytes, count_parameters, flops_per_token, short_count
 from scaletrain.model.hf import architecture_from_hf
+from scaletrain.model.native.build import lacks_compiler
 from scaletrain.runtime.sequence import join_sequence
 from scaletrain.runtime.world import World
 from scaletrain.tasks.continuation import Beginnings
@@ -66,12 +67,17 @@ class Pretraining:
         return checkpoint_bytes(self.architecture)
 
     def describe(self) -> list[str]:
+        import torch
+
         arch, model = self.architecture, self.recipe.model
-        return [
+        lines = [
             f"model   {model.preset or model.init_from or arch.family}: {arch.num_layers} layers, "
             f"{arch.hidden_size} wide, {arch.num_heads} heads, {arch.vocab_size:,} tokens, "
             f"{short_count(count_parameters(arch).total)} parameters"
         ]
+        if lacks_compiler() and self.recipe.train.precision != "fp32" and not torch.cuda.is_available():
+            lines.append("kernels left out, a fifth slower: this CPU has some in C++, and there is no g++; install one")
+        return lines
 
     def task(self, data: RunData) -> Task:
         return PretrainTask(

@@ -25,9 +25,16 @@ FLAGS = ["-O3", "-std=c++17", "-shared", "-fPIC", "-fopenmp", *(f"-m{name.replac
 @cache
 def is_supported() -> bool:
     """Whether this machine has the instructions, and the library or a compiler: $CXX, or g++. CXX=false: do without."""
-    compiler = _compiler()[0]
-    is_wanted = Path(compiler).name != "false" and cpu_flags().issuperset(INSTRUCTIONS)
-    return is_wanted and (_place().is_file() or shutil.which(compiler) is not None)
+    return _is_wanted() and (_place().is_file() or shutil.which(_compiler()[0]) is not None)
+
+
+def lacks_compiler() -> bool:
+    """Whether a compiler is all that is missing here."""
+    return _is_wanted() and not is_supported()
+
+
+def _is_wanted() -> bool:
+    return Path(_compiler()[0]).name != "false" and cpu_flags().issuperset(INSTRUCTIONS)
 
 
 def cpu_flags() -> frozenset[str]:
