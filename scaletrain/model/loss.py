@@ -121,6 +121,8 @@ def _to_gradient(logits_mV: Tensor, labels_m: Tensor, probs_mV: Tensor | None) -
 
 def _to_gradient_natively(logits_nV: Tensor, labels_n: Tensor) -> Tensor:
     """As _to_gradient, on a CPU in bfloat16, each row while it is in the cache (native/loss.cpp)."""
+    if len(labels_n) and int(labels_n.max()) >= logits_nV.shape[1]:
+        raise IndexError(f"label {int(labels_n.max())} is not below the vocabulary's {logits_nV.shape[1]}")
     losses_n = torch.empty(len(labels_n), dtype=torch.float32)
     native.call("cross_entropy", logits_nV, labels_n.contiguous(), losses_n, *logits_nV.shape)
     return losses_n.sum()

@@ -16,6 +16,7 @@ from torch import Tensor
 from scaletrain.model import cpu_kernels, layers
 from scaletrain.model.attention import causal_attention
 from scaletrain.model.documents import Documents
+from scaletrain.model.loss import linear_cross_entropy
 from scaletrain.model.native import build
 from scaletrain.model.native.attention import native_attention
 from scaletrain.model.native.call import call
@@ -248,6 +249,19 @@ def test_the_loss_and_the_gradient_of_logits_are_the_formulas(words: int) -> Non
     torch.testing.assert_close(found.double(), losses.detach(), rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(logits[kept].double(), wanted[kept], rtol=5e-3, atol=1e-6)
     assert not found[~kept].any()
+
+
+def test_a_label_beyond_the_vocabulary_is_refused() -> None:
+    hidden, weight = torch.randn(3, 16).bfloat16(), torch.randn(20, 16).bfloat16()
+    assert linear_cross_entropy(hidden, weight, torch.tensor([-100, 0, 19])).isfinite()
+    with pytest.raises(IndexError, match="label 20 is not below the vocabulary's 20"):
+        linear_cross_entropy(hidden, weight, torch.tensor([0, 20, 1]))
+
+
+def test_there_is_one_openmp_in_the_process() -> None:
+    assert build.library() is not None
+    mapped = {Path(line.split()[-1]) for line in Path("/proc/self/maps").read_text(encoding="utf-8").splitlines()}
+    assert len([path for path in mapped if path.name.startswith("libgomp")]) == 1
 
 
 def test_a_logit_that_is_not_finite_makes_its_loss_so_but_for_minus_infinity() -> None:

@@ -25,7 +25,8 @@ FLAGS = ["-O3", "-std=c++17", "-shared", "-fPIC", "-fopenmp", *(f"-m{name.replac
 @cache
 def is_supported() -> bool:
     """Whether this machine has the instructions, and the library or a compiler: $CXX, or g++. CXX=false: do without."""
-    return _is_wanted() and (_place().is_file() or shutil.which(_compiler()[0]) is not None)
+    is_built = any(_folder().glob(f"{_made()}-*.so"))
+    return _is_wanted() and (is_built or shutil.which(_compiler()[0]) is not None)
 
 
 def lacks_compiler() -> bool:
@@ -55,10 +56,10 @@ def serves_heads(head_dim: int) -> bool:
 def library() -> ctypes.CDLL | None:
     """None where it cannot be built, told once with the compiler's reason, or where torch has another OpenMP than g++:
     two would fight for the cores."""
-    if not is_supported() or "libgomp" not in Path("/proc/self/maps").read_text(encoding="utf-8"):
+    if not is_supported() or (openmp := _openmp()) is None:
         return None
     try:
-        return _opened()
+        return _opened(openmp)
     except subprocess.CalledProcessError as error:
         reason = next((line for line in error.stderr.splitlines() if "error" in line), f"exit code {error.returncode}")
     except OSError as error:
@@ -72,8 +73,16 @@ def library() -> ctypes.CDLL | None:
     return None
 
 
-def _opened() -> ctypes.CDLL:
-    path = _place()
+def _openmp() -> Path | None:
+    """GNU's, as torch has loaded it: its wheels bring one, under a name of their own."""
+    for line in Path("/proc/self/maps").read_text(encoding="utf-8").splitlines():
+        if (path := Path(line.split(maxsplit=5)[-1])).name.startswith("libgomp"):
+            return path
+    return None
+
+
+def _opened(openmp: Path) -> ctypes.CDLL:
+    path = _folder() / f"{_made()}-{openmp.name.partition('.')[0]}.so"
     if path.is_file():
         return ctypes.CDLL(str(path))
     try:
@@ -84,17 +93,22 @@ def _opened() -> ctypes.CDLL:
     with folder:
         built = Path(folder.name) / path.name
         names = [str(source) for source in SOURCES if source.suffix == ".cpp"]
-        subprocess.run([*_compiler(), *FLAGS, *names, "-o", str(built)], capture_output=True, text=True, check=True)
+        command = [*_compiler(), *FLAGS, *names, str(openmp), "-o", str(built)]  # before the compiler's own OpenMP
+        subprocess.run(command, capture_output=True, text=True, check=True)
         opened = ctypes.CDLL(str(built))  # it stays open when the file goes
         if built.parent.parent == path.parent:
             built.replace(path)  # other ranks may do the same
         return opened
 
 
-def _place() -> Path:
-    """Of the library of these sources."""
-    made = b"\0".join(path.read_bytes() for path in SOURCES) + " ".join(FLAGS).encode()
-    return cache_root() / "kernels" / f"{xxhash.xxh3_64_hexdigest(made)}.so"
+def _folder() -> Path:
+    return cache_root() / "kernels"
+
+
+def _made() -> str:
+    """What tells a library of these sources from others."""
+    sources = b"\0".join(path.read_bytes() for path in SOURCES)
+    return xxhash.xxh3_64_hexdigest(sources + " ".join(FLAGS).encode())
 
 
 def _compiler() -> list[str]:
