@@ -61,7 +61,8 @@ def test_this_machine_alone(port: str) -> None:
     assert last.startswith("well    0 failures, ")
 
 
-def test_a_recipe_here(dataset: Dataset, tmp_path: Path, port: str) -> None:
+def test_a_recipe_here(dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, port: str) -> None:
+    monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path / "ops"))  # where nothing is built yet
     recipe = write_recipe(tmp_path, dataset, tmp_path / "runs" / "a")
     done = scaletrain("doctor", recipe, port, "deepspeed=ds_configs/zero2-offload.json")
     assert done.code == 0, done.out + done.err
