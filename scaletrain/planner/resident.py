@@ -26,7 +26,7 @@ def kept(work: Workload, most: int, used: int) -> int:
         holes = 3 * bucket + own
     writing = _WRITING if work.copies_state else 0
     freed = max(0, most - used)
-    if work.zero.stage in (1, 2) and work.itemsize == _MASTER and _bucket_bytes(work) > _MAPPED:
+    if work.zero.stage in (1, 2) and work.itemsize == _MASTER and bucket > _MAPPED:
         return max(freed, top) + writing
     return freed + top + holes + writing
 

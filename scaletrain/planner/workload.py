@@ -60,16 +60,17 @@ class Workload:
     @property
     def updates_in_blocks(self) -> bool:
         """See engine/update.py."""
-        zero = self.zero
-        is_here = self.device == "cpu" and not zero.offloads_optimizer
-        return is_here and zero.stage in (1, 2) and self.optimizer == "adamw"
+        return self._is_zero_on_cpu and self.optimizer == "adamw"
 
     @property
     def keeps_gradients_in_place(self) -> bool:
         """Where autograd puts them, until the update: see engine/patches.py for stages 1 and 2."""
-        zero = self.zero
-        is_alone = self.device == "cpu" and self.ranks == 1 and not zero.offloads_optimizer
-        return zero.stage == 0 or (is_alone and zero.stage in (1, 2))
+        return self.zero.stage == 0 or (self._is_zero_on_cpu and self.ranks == 1)
+
+    @property
+    def _is_zero_on_cpu(self) -> bool:
+        """As in engine/patches.py."""
+        return self.device == "cpu" and self.zero.stage in (1, 2) and not self.zero.offloads_optimizer
 
     @cached_property
     def decayed(self) -> int:

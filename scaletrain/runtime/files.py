@@ -21,8 +21,8 @@ _BLOCK = 4 << 20  # bytes hashed at once
 def cache_root(env: Mapping[str, str] = os.environ) -> Path:
     """Where this machine keeps what it fetched, computed or compiled: $SCALETRAIN_CACHE, or scaletrain in the user's
     cache."""
-    if "SCALETRAIN_CACHE" in env:
-        return Path(env["SCALETRAIN_CACHE"])
+    if said := env.get("SCALETRAIN_CACHE"):
+        return Path(said)
     return Path(env.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "scaletrain"
 
 

@@ -36,9 +36,7 @@ def native_attention(
     """
     qkv_BTXD = qkv_BTXD.contiguous()
     y_BTHD, sums_BHT = _results(qkv_BTXD, num_heads)
-    sizes = (*qkv_BTXD.shape[:2], num_heads, num_kv_heads, qkv_BTXD.shape[3])
-    starts_BT = starts_BT if starts_BT is None else starts_BT.contiguous()
-    call("attention_forward", qkv_BTXD, starts_BT, y_BTHD, sums_BHT, *sizes)
+    _call("attention_forward", qkv_BTXD, starts_BT, [y_BTHD, sums_BHT], num_heads, num_kv_heads)
     return y_BTHD, sums_BHT
 
 
@@ -59,9 +57,8 @@ def _gradients(
 ) -> Tensor:
     qkv_BTXD = qkv_BTXD.contiguous()
     dqkv_BTXD = torch.empty_like(qkv_BTXD)
-    starts_BT = starts_BT if starts_BT is None else starts_BT.contiguous()
-    sizes = (*qkv_BTXD.shape[:2], num_heads, num_kv_heads, qkv_BTXD.shape[3])
-    call("attention_backward", qkv_BTXD, starts_BT, y_BTHD, sums_BHT, dy_BTHD.contiguous(), dqkv_BTXD, *sizes)
+    others = [y_BTHD, sums_BHT, dy_BTHD.contiguous(), dqkv_BTXD]
+    _call("attention_backward", qkv_BTXD, starts_BT, others, num_heads, num_kv_heads)
     return dqkv_BTXD
 
 
@@ -97,3 +94,16 @@ def _results(qkv_BTXD: Tensor, num_heads: int) -> tuple[Tensor, Tensor]:
     B, T, _, D = qkv_BTXD.shape
     y_BTHD = qkv_BTXD.new_empty(B, T, num_heads, D)
     return y_BTHD, torch.empty(B, num_heads, T, dtype=torch.float32, device=qkv_BTXD.device)
+
+
+def _call(
+    function: str,
+    qkv_BTXD: Tensor,
+    starts_BT: Tensor | None,
+    others: list[Tensor],
+    num_heads: int,
+    num_kv_heads: int,
+) -> None:
+    B, T, _, D = qkv_BTXD.shape
+    starts_BT = None if starts_BT is None else starts_BT.contiguous()
+    call(function, qkv_BTXD, starts_BT, *others, B, T, num_heads, num_kv_heads, D)
