@@ -92,7 +92,7 @@ def losses(kind: Sft, network: Network, rows: list[Any], at_once: int) -> tuple[
         assert int(sums["items"]) == kind.weight(batch)
         loss, items = loss + sums["loss"], items + int(sums["items"])
     loss.backward()
-    return float(loss), items, [p.grad.clone() for p in network.parameters() if p.grad is not None]
+    return float(loss.detach()), items, [p.grad.clone() for p in network.parameters() if p.grad is not None]
 
 
 @pytest.mark.parametrize("model", ["llama", "gpt2"])

@@ -56,10 +56,10 @@ def serves_heads(head_dim: int) -> bool:
 def library() -> ctypes.CDLL | None:
     """None where it cannot be built, told once with the compiler's reason, or where torch has another OpenMP than g++:
     two would fight for the cores."""
-    if not is_supported() or (openmp := _openmp()) is None:
+    if not is_supported():
         return None
     try:
-        return _opened(openmp)
+        return None if (openmp := _openmp()) is None else _opened(openmp)
     except subprocess.CalledProcessError as error:
         reason = next((line for line in error.stderr.splitlines() if "error" in line), f"exit code {error.returncode}")
     except OSError as error:
@@ -74,10 +74,16 @@ def library() -> ctypes.CDLL | None:
 
 
 def _openmp() -> Path | None:
-    """GNU's, as torch has loaded it: its wheels bring one, under a name of their own."""
+    """GNU's, where torch runs on it. Other packages bring more copies into the process: what torch's own library finds
+    under a name that each OpenMP has tells which one is torch's."""
+    import torch
+
+    place = ctypes.cast(ctypes.CDLL(torch._C.__file__).omp_get_max_threads, ctypes.c_void_p).value or 0
     for line in Path("/proc/self/maps").read_text(encoding="utf-8").splitlines():
-        if (path := Path(line.split(maxsplit=5)[-1])).name.startswith("libgomp"):
-            return path
+        first, last = (int(end, 16) for end in line.split()[0].split("-"))
+        if first <= place < last:
+            path = Path(line.split(maxsplit=5)[-1])
+            return path if path.name.startswith("libgomp") else None
     return None
 
 
