@@ -1,7 +1,6 @@
 """The memory of one rank from its start to a checkpoint and on, for plan_memory.py. The libraries are loaded once, and
 each case forks its ranks: what they hold above that is the case's."""
 
-import importlib
 import multiprocessing
 import os
 import socket
@@ -17,15 +16,16 @@ from benchmarks.rank_steps import Steps, build_engine
 from benchmarks.traffic import Collectives
 from scaletrain.cluster.env import read_world
 from scaletrain.engine.engine import prepare_process
+from scaletrain.engine.patches import load_muon_as_it_is
 from scaletrain.runtime import dist
 
 
 def load_libraries() -> None:
-    """All that a run has loaded by its second step; no tensor is made, for a process with threads must not fork."""
+    """What a run has loaded when it builds its engine; no tensor is made, for a process with threads must not fork."""
     prepare_process(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
-    # DeepSpeed imports its Muon in the first backward pass, torch its compiler in the first update.
-    for name in ("deepspeed", "deepspeed.runtime.zero.muon.muon_optimizer", "torch._dynamo"):
-        importlib.import_module(name)
+    import deepspeed  # noqa: F401
+
+    load_muon_as_it_is()
 
 
 def run_ranks(steps: Steps, ranks: int) -> dict[str, Any]:

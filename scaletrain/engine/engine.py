@@ -19,13 +19,14 @@ from scaletrain.data.rows import Batch
 from scaletrain.engine import digest, fragments, state_files
 from scaletrain.engine.buckets import with_bucket_size
 from scaletrain.engine.optimizer import build_optimizer, forget_first_step, place_matrices
-from scaletrain.engine.patches import keep_gradients_in_place, look_for_infinities_once
+from scaletrain.engine.patches import keep_gradients_in_place, load_muon_as_it_is, look_for_infinities_once
 from scaletrain.engine.timing import DeviceTime
 from scaletrain.engine.update import update_by_blocks
 from scaletrain.errors import CheckpointError, ConfigError
 from scaletrain.model.init import whole_parameter
 from scaletrain.runtime import dist, pulse
 from scaletrain.runtime.heap import keep_freed_memory
+from scaletrain.runtime.idle_compiler import stand_in_for_compiler
 from scaletrain.tasks.task import Evaluated, Task, Text
 
 
@@ -272,11 +273,13 @@ def _copy_to_host(values: torch.Tensor) -> Callable[[], list[float]]:
 def _initialize(task: Task, config: dict[str, Any], optim: Optim, device: torch.device) -> Any:
     """Model and optimizer in DeepSpeed's hands."""
     prepare_process(device)
+    stand_in_for_compiler()
     import deepspeed  # costs a second: a recipe with a fault is refused before
 
     # A JIT-built shared-memory collective that only inference uses: it costs 35 s to build, hangs on a stale lock and
     # leaves 69 MB a rank in /dev/shm.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    load_muon_as_it_is()
     deepspeed.init_distributed(dist_init_required=False, verbose=False)
     stage3 = config["zero_optimization"]["stage"] == 3
     # Under zero.Init each submodule is partitioned as soon as it exists, so no rank ever holds the whole model; weights

@@ -1,10 +1,18 @@
 """What DeepSpeed 0.19 does and a run can do without."""
 
 from typing import Any
+from unittest.mock import patch
 
 import torch
 
 from scaletrain.runtime import dist
+
+
+def load_muon_as_it_is() -> None:
+    """Each ZeRO optimizer loads DeepSpeed's Muon, to see whether it has it, and that has torch's compiler loaded, to be
+    compiled (zero/muon/original_muon.py). Nothing here uses it: optim/muon.py is ours."""
+    with patch("deepspeed.runtime.compiler.compile", lambda: lambda function: function):
+        import deepspeed.runtime.zero.muon.muon_optimizer  # noqa: F401
 
 
 def look_for_infinities_once(engine: Any) -> None:

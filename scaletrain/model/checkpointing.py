@@ -4,29 +4,26 @@ import re
 from functools import partial
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
 from scaletrain.errors import ConfigError
 from scaletrain.model.attention import Layout
-from scaletrain.model.documents import varlen_attention
 from scaletrain.model.gpt import GPT, run_block
 from scaletrain.model.host_inputs import HostInputs
 
-aten = torch.ops.aten
 # What selective mode keeps: results dear to compute for their size. Norms, activations and rotations are redone.
 KEPT = frozenset(
     {
-        aten.mm.default,
-        aten.addmm.default,
-        aten._scaled_dot_product_flash_attention.default,
-        aten._scaled_dot_product_efficient_attention.default,
-        aten._scaled_dot_product_cudnn_attention.default,
-        aten._scaled_dot_product_flash_attention_for_cpu.default,
-        torch.ops.scaletrain.blocked_attention.default,
-        torch.ops.scaletrain.native_attention.default,
-        varlen_attention.default,
+        "aten::mm",
+        "aten::addmm",
+        "aten::_scaled_dot_product_flash_attention",
+        "aten::_scaled_dot_product_efficient_attention",
+        "aten::_scaled_dot_product_cudnn_attention",
+        "aten::_scaled_dot_product_flash_attention_for_cpu",
+        "scaletrain::blocked_attention",
+        "scaletrain::native_attention",
+        "torch_attn::_varlen_attn",
     }
 )
 
@@ -80,4 +77,4 @@ def _recompute_selected(index: int, block: nn.Module, x_BTC: Tensor, layout: Lay
 
 
 def _policy(context: Any, op: Any, *args: Any, **kwargs: Any) -> CheckpointPolicy:
-    return CheckpointPolicy.MUST_SAVE if op in KEPT else CheckpointPolicy.PREFER_RECOMPUTE
+    return CheckpointPolicy.MUST_SAVE if op.name() in KEPT else CheckpointPolicy.PREFER_RECOMPUTE

@@ -4,19 +4,14 @@ B batch, T tokens, S tokens that are seen, H query heads, G key/value heads, D h
 """
 
 import math
+from functools import cache
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.nn.attention import varlen  # noqa: F401 (registers the operator)
 
 from scaletrain.config.architecture import Architecture
-
-# Flash attention over sequences laid end to end, with its gradient, as one operator, which selective activation
-# checkpointing can keep. (FlexAttention is compiled on first use and builds a T x T mask to find its blocks.) Called as
-# varlen.varlen_attn calls it, since that one takes enable_gqa, which grouped heads need there, from torch 2.12 on only.
-varlen_attention = torch.ops.torch_attn._varlen_attn
 
 
 class Documents(NamedTuple):
@@ -78,5 +73,17 @@ def attend_varlen(qkv_BTXD: Tensor, bounds: Tensor, num_heads: int, num_kv_heads
     B, T, _, D = qkv_BTXD.shape
     q, k, v = torch.split(qkv_BTXD.flatten(0, 1), [num_heads, num_kv_heads, num_kv_heads], dim=1)
     # No document is longer than T; True: causal; the window: all of the past, nothing of the future.
-    y: Tensor = varlen_attention(q, k, v, bounds, bounds, T, T, True, None, [-1, 0])[0]
+    y: Tensor = varlen_attention()(q, k, v, bounds, bounds, T, T, True, None, [-1, 0])[0]
     return y.view(B, T, num_heads, D)
+
+
+@cache
+def varlen_attention() -> torch._ops.OpOverload:
+    """Flash attention over sequences laid end to end, with its gradient, as one operator, which selective activation
+    checkpointing can keep. (FlexAttention is compiled on first use and builds a T x T mask to find its blocks.) Called
+    as varlen.varlen_attn calls it, since that one takes enable_gqa, which grouped heads need there, from torch 2.12 on
+    only.
+    """
+    from torch.nn.attention import varlen  # noqa: F401 (registers the operator; loads torch's compiler: a second)
+
+    return torch.ops.torch_attn._varlen_attn.default

@@ -13,7 +13,7 @@ GPU_RESERVE = 1_500_000_000
 FRAGMENTATION = 0.05
 # Of a process on a CPU with torch, DeepSpeed, TensorBoard and the tokenizer, measured; and by how much a plan may
 # be wrong, which benchmarks/plan_memory.py tells.
-PROCESS_BYTES = 395_000_000
+PROCESS_BYTES = 385_000_000
 CPU_MARGIN = 0.05
 
 

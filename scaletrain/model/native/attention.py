@@ -17,7 +17,6 @@ from scaletrain.model.native.build import library, serves_heads
 from scaletrain.model.native.call import call
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def takes_native(head_dim: int) -> bool:
     """Whether native_attention serves bfloat16 heads of this size on this machine's CPU."""
     return serves_heads(head_dim) and library() is not None
