@@ -18,23 +18,23 @@ def step():
     blocks = [torch.ones(1 << 18) for _ in range(256)]  # of 1 MB
 
 faults = []
-for _ in range(8):
+for _ in range(10):
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     step()
     faults.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
-print(min(faults))  # now and then a block or two does not fit where it was
+print(sum(faults[2:]))
 """
 
 
-def faults_of_a_step(**environment: str) -> int:
+def faults_of_later_steps(**environment: str) -> int:
     done = subprocess.run([sys.executable, "-c", PROBE], capture_output=True, text=True, check=True, env=environment)
     return int(done.stdout)
 
 
 @pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallopt"), reason="no glibc")
-def test_a_step_takes_the_memory_of_the_one_before() -> None:
-    assert faults_of_a_step() < 500  # of 65,536 pages; 1,500 and more when the heap's top is given back
-    assert faults_of_a_step(MALLOC_TRIM_THRESHOLD_="1000000") > 30_000  # the user's choice
+def test_steps_take_the_memory_of_the_ones_before() -> None:
+    assert faults_of_later_steps() < 2_000  # of 65,536 pages a step; 5,000 and more when the heap's top is given back
+    assert faults_of_later_steps(MALLOC_TRIM_THRESHOLD_="1000000") > 30_000  # the user's choice
 
 
 def test_another_c_library_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
