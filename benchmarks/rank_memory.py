@@ -23,8 +23,6 @@ from scaletrain.runtime import dist
 def load_libraries() -> None:
     """What a run has loaded when it builds its engine; no tensor is made, for a process with threads must not fork."""
     prepare_process(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
-    import deepspeed  # noqa: F401
-
     load_muon_as_it_is()
 
 

@@ -13,10 +13,11 @@ from scaletrain.assemble.settle import Settled
 from scaletrain.config.hardware import hardware_of
 from scaletrain.errors import ConfigError
 from scaletrain.planner.fit import PROCESS_BYTES
-from scaletrain.planner.memory import memory_of
+from scaletrain.planner.memory import Memory, memory_of
 from scaletrain.planner.plan import parts_of
 from scaletrain.planner.time import Cluster, Effort, effort_of, step_time
 from scaletrain.planner.workload import Workload
+from scaletrain.planner.zero import read_zero
 from scaletrain.runtime import dist
 from scaletrain.runtime.files import write_json
 from scaletrain.runtime.machine import available_memory
@@ -37,7 +38,7 @@ class Expected:
     parts: dict[str, int]
     process_bytes: int
     tokens_per_second: float | None
-    effort: Effort
+    effort: Effort | None  # None of a fine-tuning
     ranks_of_node: int
 
     @property
@@ -58,15 +59,37 @@ def begin(settled: Settled, *, force: bool) -> Expected | None:
 
 
 def expect(settled: Settled) -> Expected | None:
-    """None for a fine-tuning: another library's model is not planned."""
-    if (work := workload(settled)) is None:
+    """None for a fine-tuning whose model does not take a dry pass."""
+    work = workload(settled)
+    memory = memory_of(work) if work is not None else _finetune_memory(settled)
+    if memory is None:
         return None
-    memory = memory_of(work)
-    process = PROCESS_BYTES if memory.is_one else 0
     return Expected(
-        memory.peak_bytes, memory.peak.name, parts_of(memory), process, _rate(settled, work), effort_of(work),
-        settled.world.local_size,
-    )  # fmt: skip
+        peak_bytes=memory.peak_bytes,
+        moment=memory.peak.name,
+        parts=parts_of(memory),
+        process_bytes=PROCESS_BYTES if memory.is_one else 0,
+        tokens_per_second=None if work is None else _rate(settled, work),
+        effort=None if work is None else effort_of(work),
+        ranks_of_node=settled.world.local_size,
+    )
+
+
+def _finetune_memory(settled: Settled) -> Memory | None:
+    from scaletrain.assemble.finetuning import Finetuning
+
+    assert isinstance(settled.job, Finetuning)
+    memory: Memory | None = None
+    if settled.world.is_first:  # a dry pass takes a second, and 100 MB for what it loads; all ranks hold alike
+        memory = settled.job.memory(
+            read_zero(settled.deepspeed),
+            settled.launch.precision,
+            ranks=settled.world.size,
+            rows=settled.batch.micro_batch,
+            is_cpu=settled.device.type == "cpu",
+        )
+    told: list[Memory | None] = dist.gather(memory)
+    return told[0]
 
 
 def workload(settled: Settled) -> Workload | None:

@@ -3,7 +3,7 @@
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +11,14 @@ import torch
 
 from scaletrain.assemble.examples import open_examples
 from scaletrain.assemble.finetuned import write_trained_adapter
-from scaletrain.assemble.settle import DTYPES, Launch, Settled, settle_launch
+from scaletrain.assemble.settle import DTYPES, Settled, settle_launch
 from scaletrain.cluster.env import read_world
 from scaletrain.config.deepspeed import settle, zero_stage
 from scaletrain.config.finetune_rules import deepspeed_problems
 from scaletrain.config.finetune_schema import FinetuneRecipe
 from scaletrain.config.load import load_with_deepspeed, need_finetuning
 from scaletrain.config.problems import raise_problems
+from scaletrain.config.schema import Precision
 from scaletrain.data.example_data import ExampleData
 from scaletrain.data.run_data import RunData
 from scaletrain.data.text_tokenizer import load_text_tokenizer
@@ -25,15 +26,20 @@ from scaletrain.engine.checkpoint import Found
 from scaletrain.errors import ConfigError
 from scaletrain.model.adapters import need_peft
 from scaletrain.model.count import short_count
+from scaletrain.model.dry_pass import Kept, dry_pass
 from scaletrain.model.families import check_packable, judges_by_last_token
 from scaletrain.model.network import (
     build_network,
     find_model,
     folder_print,
+    layers_of,
     longest_row,
     need_bitsandbytes,
     read_config,
 )
+from scaletrain.planner.finetune import finetune_memory, finetune_state
+from scaletrain.planner.memory import Memory
+from scaletrain.planner.zero import Zero
 from scaletrain.tasks.finetune import Finetune
 from scaletrain.tasks.kind import Kind
 
@@ -108,6 +114,29 @@ class Finetuning:
         name, total = self.recipe.model.path, short_count(self.parameters[0])
         return [f"model   {name}: {self.config.model_type}, {total} parameters; {how}", *self.kind.describe()]
 
+    def dry_pass(self, rows: int) -> Kept | None:
+        """Of so many rows of the longest example; None where the model does not take it. Where blocks are computed
+        again, what one of them then holds is counted too."""
+        longest = max(len(row["input_ids"]) for row in self.data.training.rows)
+        shape = rows, -(-longest // 8) * 8  # data/encoded_rows.py
+        build = self.task(self.data).bare_network
+        whole = dry_pass(partial(build, checkpoints=False), self.dtype, *shape)
+        if whole is None or self.recipe.train.activation_checkpointing != "full":
+            return whole
+        kept = dry_pass(partial(build, checkpoints=True), self.dtype, *shape)
+        block = whole.activations // layers_of(self.config)
+        return None if kept is None else kept._replace(activations=kept.activations + block)
+
+    def memory(self, zero: Zero, precision: Precision, *, ranks: int, rows: int, is_cpu: bool) -> Memory | None:
+        """Of a rank, by plan; None where no dry pass tells its activations."""
+        if (kept := self.dry_pass(rows)) is None:
+            return None
+        bits = self.recipe.model.quantize
+        state = finetune_state(
+            kept.parameters, kept.trained, zero=zero, precision=precision, ranks=ranks, quantize=bits
+        )
+        return finetune_memory(state, kept.activations, kept.logits, precision=precision, is_cpu=is_cpu)
+
     def task(self, data: RunData) -> Finetune:
         assert isinstance(data, ExampleData)
         return Finetune(self.recipe, self.kind, self.config, self.folder, self.dtype, data)
@@ -130,10 +159,10 @@ def settle_finetuning(path: Path, overrides: Sequence[str], deepspeed_config: st
     recipe = settle(need_finetuning(loaded, path), preset)
     raise_problems(str(path), deepspeed_problems(recipe, zero_stage(preset)))
     launch = settle_launch(recipe, preset, world)
-    return Settled(launch, open_job(recipe, launch))
+    return Settled(launch, open_job(recipe, launch.precision))
 
 
-def open_job(recipe: FinetuneRecipe, launch: Launch) -> Finetuning:
+def open_job(recipe: FinetuneRecipe, precision: Precision) -> Finetuning:
     """Opens model folder, tokenizer and examples."""
     if recipe.adapter.kind != "none":
         need_peft()
@@ -145,7 +174,7 @@ def open_job(recipe: FinetuneRecipe, launch: Launch) -> Finetuning:
     _check_model(recipe, plain, folder)
     kind, data = open_examples(recipe, tokenizer)
     config = read_config(folder, kind.config(), recipe.model.dropout)
-    return Finetuning(recipe, kind, config, folder, DTYPES[launch.precision], data)
+    return Finetuning(recipe, kind, config, folder, DTYPES[precision], data)
 
 
 def _check_model(recipe: FinetuneRecipe, config: Any, folder: Path) -> None:

@@ -2,7 +2,6 @@
 
 import os
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,7 +17,7 @@ from scaletrain.engine.checkpoint import Identity
 from scaletrain.engine.plan import Plan, plan_run
 from scaletrain.engine.state import RunState
 from scaletrain.errors import ConfigError
-from scaletrain.runtime import dist
+from scaletrain.runtime import dist, processor
 from scaletrain.runtime.machine import cores
 from scaletrain.runtime.world import World
 from scaletrain.track.peak import Peak, peak_of
@@ -123,11 +122,7 @@ def best_precision(device: torch.device) -> Precision:
     """bf16 where the device computes in it, else fp32: without the instructions a CPU emulates bf16 slowly."""
     if device.type == "cuda":
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
-    try:
-        flags = Path("/proc/cpuinfo").read_text(encoding="utf-8")
-    except OSError:
-        return "fp32"
-    return "bf16" if any(flag in flags for flag in ("avx512_bf16", "amx_bf16", " bf16")) else "fp32"
+    return "bf16" if processor.flags() & {"avx512_bf16", "amx_bf16", "bf16"} else "fp32"
 
 
 def set_threads(world: World) -> None:

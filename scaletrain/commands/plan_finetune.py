@@ -1,4 +1,4 @@
-"""What can be planned of a fine-tuning: the state of the model, counted from its files; and what cannot."""
+"""`scaletrain plan` of a fine-tuning: by a dry pass of its model, or of the state alone, counted from its files."""
 
 import json
 import struct
@@ -7,31 +7,67 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
+import typer
+
 from scaletrain.commands.plan_text import size
 from scaletrain.commands.planned_recipe import precision_of
+from scaletrain.config.deepspeed import batch_plan
 from scaletrain.config.finetune_schema import FinetuneRecipe
-from scaletrain.errors import ConfigError
+from scaletrain.config.schema import Precision
+from scaletrain.errors import EXIT_USER, ConfigError, ScaleTrainError
 from scaletrain.model.count import short_count
 from scaletrain.planner.finetune import finetune_state
 from scaletrain.planner.fit import Room
-from scaletrain.planner.zero import read_zero
+from scaletrain.planner.zero import Zero, read_zero
 
 
 def plan_finetuning(recipe: FinetuneRecipe, preset: Mapping[str, Any], *, ranks: int, room: Room) -> None:
-    """Prints the state of a rank. No verdict but a warning: activations of another library's model are not known.
+    """Prints what a rank holds, and whether it fits: exit code 2 if not. Where the examples are not here, or the model
+    does not take a dry pass, the state alone, without a verdict.
 
     ConfigError when the model's files are not on this machine.
     """
-    folder, precision = Path(recipe.model.path).expanduser(), precision_of(recipe)
-    parameters = count_in_files(folder)
+    from scaletrain.assemble.finetuning import open_job  # needs torch and transformers
+
+    precision, zero = precision_of(recipe), read_zero(preset)
+    rows = batch_plan(recipe, ranks).micro_batch
+    stated = count_in_files(Path(recipe.model.path).expanduser())
+    reason = "the model looks at values on its way"
+    try:
+        job = open_job(recipe, precision)
+        memory = job.memory(zero, precision, ranks=ranks, rows=rows, is_cpu=room.is_cpu)
+    except ScaleTrainError as error:
+        memory, reason = None, str(error)
+    if memory is None:
+        _tell_state(recipe, stated, zero, precision, ranks=ranks, room=room, reason=reason)
+        return
+    print("\n".join(job.describe()))
+    parts = (f"{part.name} {size(part.bytes)}{' in host memory' if part.is_host else ''}" for part in memory.peak.parts)
+    how = f"{precision}, ZeRO {zero.stage}, micro-batch {rows} of the longest example"
+    print(f"on      {ranks} rank{'s' if ranks > 1 else ''}, {how}")
+    print(f"memory  a rank, at most at the {memory.peak.name}: {', '.join(parts)}")
+    need, spare = room.need(memory), room.spare(memory)
+    if spare >= 0:
+        print(f"fits    {size(need)} with margins of {size(room.bytes)} a rank: {size(spare)} to spare")
+        return
+    print(
+        f"too big by {size(-spare)} a rank ({size(need)} with margins of {size(room.bytes)}): lower "
+        "train.micro_batch_size or data.max_length, set train.activation_checkpointing=full, take an adapter or a "
+        "DeepSpeed file that splits more"
+    )
+    raise typer.Exit(EXIT_USER)
+
+
+def _tell_state(
+    recipe: FinetuneRecipe, parameters: int, zero: Zero, precision: Precision, *, ranks: int, room: Room, reason: str
+) -> None:
     adapter, freeze = recipe.adapter.kind, recipe.model.freeze
     trained = parameters if adapter == "none" and freeze != "all_but_head" else 0
-    zero = read_zero(preset)
     state = finetune_state(
         parameters, trained, zero=zero, precision=precision, ranks=ranks, quantize=recipe.model.quantize
     )
     what = "all trained" if trained else f"frozen under {adapter if adapter != 'none' else 'a head'}"
-    print(f"model   {folder}: {short_count(parameters)} parameters, {what}; {precision}, ZeRO {zero.stage}")
+    print(f"model   {recipe.model.path}: {short_count(parameters)} parameters, {what}; {precision}, ZeRO {zero.stage}")
     print(
         f"state   a rank of {ranks}: weights {size(state.weights)}, gradients {size(state.gradients)}, optimizer "
         f"{size(state.optimizer)}{' in host memory' if state.is_offloaded else ''}: {size(state.device)} of "
@@ -40,7 +76,7 @@ def plan_finetuning(recipe: FinetuneRecipe, preset: Mapping[str, Any], *, ranks:
     missing = "activations, the loss's logits, communication buckets"
     if not trained:
         missing += f", what is trained ({adapter if adapter != 'none' else 'the head'}) and its optimizer state"
-    print(f"note    not planned: {missing}")
+    print(f"note    not planned: {missing}: {reason}")
     if state.device > room.bytes:
         print("warning the state alone is larger than the device: split it further (deepspeed=ds_configs/zero3.json)")
 

@@ -39,7 +39,7 @@ def preview(
     quiet_libraries()
     loaded, preset = load_with_deepspeed(recipe, overrides or [])
     settled = settle(need_finetuning(loaded, recipe), preset)
-    job = open_job(settled, settle_launch(settled, preset, World()))
+    job = open_job(settled, settle_launch(settled, preset, World()).precision)
     out = Console(highlight=False, soft_wrap=True)
     for line in [*job.describe(), *job.data.describe()]:
         out.print(line, markup=False)

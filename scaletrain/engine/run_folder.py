@@ -14,7 +14,7 @@ from typing import IO, Any
 import torch
 
 from scaletrain.errors import ConfigError
-from scaletrain.runtime import network
+from scaletrain.runtime import network, processor
 from scaletrain.runtime.files import TEMPORARY, write_json, write_whole
 from scaletrain.runtime.locks import RUN_LOCK, NoLocksError, try_lock
 from scaletrain.runtime.machine import cores
@@ -130,8 +130,4 @@ def _git_commit() -> str | None:
 
 
 def _cpu_name() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return platform.processor()
-    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
+    return processor.facts().get("model name") or platform.processor() or platform.machine()

@@ -1,8 +1,10 @@
-"""The state of a fine-tuned Hugging Face model on one rank, by its parameters; activations are not planned."""
+"""The memory of a rank that fine-tunes a Hugging Face model: state by its parameters, activations by a dry pass."""
 
 from dataclasses import dataclass
 
 from scaletrain.config.schema import Precision
+from scaletrain.planner.memory import Memory, Moment, Part
+from scaletrain.planner.resident import FINETUNE_LIBRARIES
 from scaletrain.planner.workload import ITEMSIZE
 from scaletrain.planner.zero import Zero
 
@@ -39,3 +41,25 @@ def finetune_state(
         optimizer=(8 + masters) * trained // split["o"],
         is_offloaded=zero.offloads_optimizer,
     )
+
+
+def finetune_memory(
+    state: FinetuneState, activations: int, logits: int, *, precision: Precision, is_cpu: bool
+) -> Memory:
+    """When a rank holds most: at the loss, with the gradient of its `logits` (numbers) in float32 and as the model has
+    them; or, where a model is large for its batch, when the backward pass is done. On a CPU device and host are one,
+    and the process holds more than it uses (resident.py)."""
+    passing = activations + (4 + ITEMSIZE[precision]) * logits
+    at_loss = passing > state.gradients
+    parts = [
+        Part("weights", state.weights),
+        Part("optimizer", state.optimizer, is_host=state.is_offloaded),
+        Part("activations", passing) if at_loss else Part("gradients", state.gradients),
+    ]
+    if is_cpu:  # batches are as long as their longest row: each leaves holes that the next one does not fit
+        parts += [
+            Part("libraries that load late", FINETUNE_LIBRARIES),
+            Part("freed, kept by the C library", activations // 2),
+        ]
+    held = tuple(part for part in parts if part.bytes)
+    return Memory((Moment("loss" if at_loss else "end of the backward pass", held),), is_one=is_cpu)

@@ -9,6 +9,7 @@ benchmarks/plan_memory.py: torch 2.13, DeepSpeed 0.19.
 from scaletrain.planner.workload import Workload
 
 LATE_LIBRARIES = 75_000_000
+FINETUNE_LIBRARIES = 190_000_000  # transformers' models and PEFT among them
 _TOP = 96 << 20  # of a heap, beside what its blocks ever took at once
 _MAPPED = 32 << 20  # from here on a block is no part of the heap
 _WRITING = 16 << 20  # a block on its way to the disk, see engine/state_files.py

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import xxhash
 
+from scaletrain.runtime import processor
 from scaletrain.runtime.files import cache_root
 from scaletrain.runtime.leftovers import extension_folder
 
@@ -41,9 +42,6 @@ def is_built(op: str, folder: Path) -> bool:
 
 
 def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        return platform.machine()
-    wanted = ("model name", "flags", "Features", "CPU part")
-    return "\n".join(dict.fromkeys(line for line in lines if line.startswith(wanted)))
+    told = processor.facts()
+    names = ("model name", "flags", "Features", "CPU part")
+    return "\n".join(told[name] for name in names if name in told) or platform.machine()

@@ -48,10 +48,22 @@ class Finetune:
         else:
             network = load_quantized(self.config, self.kind.head, self.folder, bits, self.dtype, self.recipe.seed)
             network.extra = extra
+        self._checkpoint(network)
+        return network
+
+    def bare_network(self, *, checkpoints: bool) -> Network:
+        """As it is trained, with unset weights, for a dry pass: with its blocks computed again, where the recipe has
+        it, or not."""
+        network = build_network(self.config, self.kind.head, self.dtype, self.kind.extra(self.config))
+        if checkpoints:
+            self._checkpoint(network)
+        self._adapt(network)
+        return network
+
+    def _checkpoint(self, network: Network) -> None:
         if self.recipe.train.activation_checkpointing == "full":
             model: Any = network.model
             model.gradient_checkpointing_enable({"use_reentrant": False})
-        return network
 
     def initialise(self, model: nn.Module, gather: Gather) -> None:
         assert isinstance(model, Network)
@@ -65,13 +77,17 @@ class Finetune:
             )
         if model.extra is not None:
             begin_weights(model.extra, "extra", seed, gather)
-        if self.recipe.adapter.kind != "none":
-            model.model = add_adapter(model.model, self.recipe.adapter, self.kind.head, seed, self.folder)
-            if self.recipe.train.activation_checkpointing == "full":
-                adapted: Any = model.model
-                adapted.enable_input_require_grads()
-        else:
-            freeze(model.model, self.recipe.model.freeze)
+        self._adapt(model)
+
+    def _adapt(self, network: Network) -> None:
+        recipe = self.recipe
+        if recipe.adapter.kind == "none":
+            freeze(network.model, recipe.model.freeze)
+            return
+        network.model = add_adapter(network.model, recipe.adapter, self.kind.head, recipe.seed, self.folder)
+        if recipe.train.activation_checkpointing == "full":
+            adapted: Any = network.model
+            adapted.enable_input_require_grads()
 
     def learning_rate_scale(self, name: str) -> float:
         """optim.layer_decay to the power of the blocks between a parameter and the head."""

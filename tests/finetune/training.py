@@ -41,7 +41,7 @@ def opened(recipe: Path, overrides: Sequence[str] = ()) -> tuple[Finetuning, Lau
     loaded, preset = load_with_deepspeed(recipe, overrides)
     settled = settle(need_finetuning(loaded, recipe), preset)
     launch = settle_launch(settled, preset, World(size=dist.size(), rank=dist.rank()))
-    return open_job(settled, launch), launch
+    return open_job(settled, launch.precision), launch
 
 
 def train(

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from scaletrain.data.shards import Dataset
-from scaletrain.model.native.build import INSTRUCTIONS, cpu_flags
+from scaletrain.model.native.build import INSTRUCTIONS
+from scaletrain.runtime import processor
 from scaletrain.runtime.ports import free_port
 from scaletrain.track.sinks import read_lines
 from tests.conftest import ROOT, pretrain, write_recipe
@@ -219,7 +220,7 @@ def test_a_token_limit_is_rounded_up_to_a_step(dataset: Dataset, tmp_path: Path)
     assert list(losses(tmp_path / "run")) == [1, 2, 3, 4]  # 256 tokens a step
 
 
-@pytest.mark.skipif(not cpu_flags().issuperset(INSTRUCTIONS), reason="needs AVX-512 BF16")
+@pytest.mark.skipif(not processor.flags().issuperset(INSTRUCTIONS), reason="needs AVX-512 BF16")
 def test_a_run_without_a_compiler_is_told_what_it_leaves_out(dataset: Dataset, tmp_path: Path) -> None:
     recipe = write_recipe(tmp_path, dataset, tmp_path / "run")
     empty = [f"run.env.SCALETRAIN_CACHE={tmp_path / 'cache'}", "run.env.CXX=no-such-compiler", "train.max_steps=2"]

@@ -21,6 +21,7 @@ from scaletrain.model.loss import linear_cross_entropy
 from scaletrain.model.native import build
 from scaletrain.model.native.attention import native_attention
 from scaletrain.model.native.call import call
+from scaletrain.runtime import processor
 
 pytestmark = pytest.mark.skipif(not build.is_supported(), reason="needs AVX-512 BF16 and a g++")
 
@@ -204,7 +205,7 @@ def test_a_compiler_that_fails_is_told_once(tmp_path: Path) -> None:
 
 
 def test_other_processors_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(build, "cpu_flags", lambda: frozenset({"avx2", "fma"}))
+    monkeypatch.setattr(processor, "flags", lambda: frozenset({"avx2", "fma"}))
     build.is_supported.cache_clear()
     try:
         assert not build.is_supported() and not build.serves_heads(64)

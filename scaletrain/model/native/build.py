@@ -15,6 +15,7 @@ from pathlib import Path
 
 import xxhash
 
+from scaletrain.runtime import processor
 from scaletrain.runtime.files import cache_root
 
 SOURCES = sorted(path for path in Path(__file__).parent.iterdir() if path.suffix in (".cpp", ".h"))
@@ -35,16 +36,7 @@ def lacks_compiler() -> bool:
 
 
 def _is_wanted() -> bool:
-    return Path(_compiler()[0]).name != "false" and cpu_flags().issuperset(INSTRUCTIONS)
-
-
-def cpu_flags() -> frozenset[str]:
-    """What the processor can do, in Linux's words; none elsewhere."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        return frozenset()
-    return frozenset(next((line.partition(":")[2] for line in lines if line.startswith("flags")), "").split())
+    return Path(_compiler()[0]).name != "false" and processor.flags().issuperset(INSTRUCTIONS)
 
 
 def serves_heads(head_dim: int) -> bool:

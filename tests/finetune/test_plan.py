@@ -1,0 +1,86 @@
+"""What a fine-tuning is planned to hold: the dry pass against a real one, the verdict, and a run that is refused."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from scaletrain.assemble import expectation
+from scaletrain.commands.plan import plan
+from scaletrain.commands.train import main
+from scaletrain.errors import EXIT_USER
+from scaletrain.model.dry_pass import dry_pass, kept_by_pass
+from scaletrain.model.init import whole_parameter
+from scaletrain.model.network import Network
+from tests.conftest import scaletrain
+from tests.finetune.conftest import Write
+from tests.finetune.training import opened
+
+CASES = [
+    ("classify", "bert", ()),
+    ("classify", "bert", ("adapter.kind=lora",)),
+    ("tag", "bert", ("task.crf=true", "adapter.kind=ia3")),
+    ("sft", "llama", ()),
+    ("sft", "llama", ("model.freeze=embeddings",)),
+    ("sft", "gpt2", ("adapter.kind=dora",)),
+]
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize(("kind", "model", "overrides"), CASES, ids=["all", "lora", "crf", "sft", "frozen", "dora"])
+def test_a_dry_pass_keeps_what_a_real_one_does_or_little_more(
+    kind: str, model: str, overrides: tuple[str, ...], precision: str, write: Write
+) -> None:
+    job, _ = opened(write(kind, model), [*overrides, f"train.precision={precision}"])
+    dry = job.dry_pass(4)
+    assert dry is not None
+    longest = max(len(row["input_ids"]) for row in job.data.training.rows)
+    task = job.task(job.data)
+    network = task.build_model()
+    task.initialise(network, whole_parameter)
+    assert isinstance(network, Network)
+    real = kept_by_pass(network.to(job.dtype).train(), 4, -(-longest // 8) * 8)
+    assert dry._replace(activations=0) == real._replace(activations=0)
+    # torch's shapes of fused attention say (B, H, T, D) where a CPU's kernel writes (B, T, H, D): a copy of its result
+    # more, a few percent of a model of real size, and more of one that is 32 wide.
+    assert real.activations <= dry.activations <= 1.16 * real.activations
+
+
+def test_blocks_that_are_computed_again_keep_less(write: Write) -> None:
+    plain, again = (
+        opened(write("sft", "wide"), [f"train.activation_checkpointing={mode}"])[0].dry_pass(4)
+        for mode in ("none", "full")
+    )
+    assert plain is not None and again is not None
+    assert plain.parameters == again.parameters
+    assert again.activations < 0.8 * plain.activations
+
+
+def test_a_model_that_looks_at_values_is_not_planned() -> None:
+    class Looks(torch.nn.Module):
+        def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> dict[str, torch.Tensor]:
+            return {"logits": input_ids.float() if input_ids.sum().item() else attention_mask.float()}
+
+    before = torch.get_default_dtype()
+    assert dry_pass(lambda: Network(Looks()), torch.bfloat16, 2, 8) is None
+    assert torch.get_default_dtype() is before
+
+
+def test_a_plan_tells_whether_it_fits(write: Write, capsys: pytest.CaptureFixture[str]) -> None:
+    plan(write("classify", "bert"), ["adapter.kind=lora"], gpu="l40s")
+    told = capsys.readouterr().out
+    assert "memory  a rank, at most at the loss: weights" in told
+    assert "fits    " in told
+    big = ["train.micro_batch_size=8000000", "train.global_batch_size=8000000"]
+    done = scaletrain("plan", str(write("classify", "bert")), *big, "--gpu", "l40s")
+    assert done.code == EXIT_USER
+    assert "too big by " in done.out
+    assert "lower train.micro_batch_size" in done.out
+
+
+def test_a_hopeless_run_is_refused_and_nothing_is_written(
+    write: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(expectation, "available_memory", lambda: 10_000_000)
+    assert main("finetune", [str(write("classify", "bert"))]) == EXIT_USER
+    assert "GB by plan, and has 0.01 GB: `scaletrain plan` says what fits, --force goes on" in capfd.readouterr().err
