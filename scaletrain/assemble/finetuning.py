@@ -117,7 +117,7 @@ class Finetuning:
     def dry_pass(self, rows: int) -> Kept | None:
         """Of so many rows of the longest example; None where the model does not take it. Where blocks are computed
         again, what one of them then holds is counted too."""
-        longest = max(len(row["input_ids"]) for row in self.data.training.rows)
+        longest = max((len(row["input_ids"]) for row in self.data.training.rows), default=1)
         shape = rows, -(-longest // 8) * 8  # data/encoded_rows.py
         build = self.task(self.data).bare_network
         whole = dry_pass(partial(build, checkpoints=False), self.dtype, *shape)

@@ -96,13 +96,15 @@ function listen() {
   document.getElementById("log").addEventListener("change", (event) => { view.log = event.target.checked; rebuild(); });
   document.getElementById("controls").addEventListener("submit", (event) => event.preventDefault());
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", rebuild);
-  let width = innerWidth;
-  addEventListener("resize", () => {
-    if (width === innerWidth) return;
-    width = innerWidth;
+  // Not the window's resizing alone: the scroll bar that comes with the charts takes of their width too.
+  const place = document.getElementById("charts");
+  let width = 0;
+  new ResizeObserver(() => {
+    if (width === place.clientWidth) return;
+    width = place.clientWidth;
     for (const chart of charts) chart.fit();
     drawEvents();
-  });
+  }).observe(place);
 }
 
 view.follow("step");
