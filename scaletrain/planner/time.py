@@ -19,7 +19,7 @@ _OFFLOAD_RATE = 25e9  # bytes/s of a rank's part between GPU and host memory: PC
 _HOST_ADAM_RATE = 20e9  # bytes/s of Adam in host memory, of a rank
 # Seconds that stage 3 takes for a tensor and micro-batch beside its bytes, on a CPU: hooks, gathers, a reduction. By
 # benchmarks/plan_speed.py, with gloo and two ranks; a GPU computes meanwhile.
-_HANDLING = 0.5e-3
+_HANDLING = 0.9e-3
 _TENSORS = {"gpt2": 12, "llama": 7}  # of a block
 
 
@@ -53,7 +53,7 @@ class Effort:
     update_bytes: float
     gradient_bytes: float
     gathered_bytes: float
-    again_bytes: float = 0.0  # read and written by what selective checkpointing computes again, which is no product
+    again_bytes: float = 0.0  # read and written by what selective checkpointing computes again, and on gradients' way
 
 
 def effort_of(work: Workload) -> Effort:
@@ -63,7 +63,8 @@ def effort_of(work: Workload) -> Effort:
     is_here = not work.zero.offloads_optimizer or work.device == "cpu"
     update = _ADAM_BYTES * _updated(work) if is_here else 0.0
     gathered = weight_bytes(work) if work.zero.stage < 3 else 0.0
-    return Effort(useful / 3, useful * 2 / 3 + again, update, gradient_bytes(work), gathered, _again_bytes(work))
+    moved = _again_bytes(work) + _bucket_bytes(work)
+    return Effort(useful / 3, useful * 2 / 3 + again, update, gradient_bytes(work), gathered, moved)
 
 
 def _again_bytes(work: Workload) -> float:
@@ -72,6 +73,14 @@ def _again_bytes(work: Workload) -> float:
         return 0.0
     kept = replace(work, checkpointing="none").activations.head - work.activations.head
     return 3.0 * kept * work.accumulation
+
+
+def _bucket_bytes(work: Workload) -> float:
+    """ZeRO 1 and 2 copy each gradient into a bucket, divide it there and copy the rank's part out."""
+    if work.zero.stage not in (1, 2) or work.ranks == 1:
+        return 0.0
+    times = work.accumulation if work.zero.stage == 2 else 1
+    return times * work.itemsize * (4.0 * work.parameters + 2.0 * work.share_of(work.parameters))
 
 
 @dataclass(frozen=True)
@@ -119,7 +128,8 @@ def step_time(work: Workload, cluster: Cluster, share: float = COMPUTE_SHARE, re
 def _handling(work: Workload) -> float:
     if work.zero.stage < 3 or work.device != "cpu" or work.ranks == 1:
         return 0.0
-    return _HANDLING * _TENSORS[work.arch.family] * work.arch.num_layers * work.accumulation
+    again = 1.5 if work.checkpointing == "full" else 1.0  # gathered a third time
+    return _HANDLING * again * _TENSORS[work.arch.family] * work.arch.num_layers * work.accumulation
 
 
 def _update(work: Workload, effort: Effort, cluster: Cluster) -> float:
