@@ -76,8 +76,9 @@ def _again_bytes(work: Workload) -> float:
 
 
 def _bucket_bytes(work: Workload) -> float:
-    """ZeRO 1 and 2 copy each gradient into a bucket, divide it there and copy the rank's part out."""
-    if work.zero.stage not in (1, 2) or work.ranks == 1:
+    """ZeRO 1 and 2 copy each gradient into a bucket, divide it there and copy the rank's part out; a GPU does so beside
+    the backward pass."""
+    if work.zero.stage not in (1, 2) or work.ranks == 1 or work.device != "cpu":
         return 0.0
     times = work.accumulation if work.zero.stage == 2 else 1
     return times * work.itemsize * (4.0 * work.parameters + 2.0 * work.share_of(work.parameters))

@@ -98,8 +98,20 @@ def test_on_a_cpu_nothing_of_the_network_is_hidden() -> None:
     for stage in range(4):
         work = workload(stage, device="cpu")
         time = step_time(work, cluster(1))
-        handling = 32 * 7 * 0.5e-3 if stage == 3 else 0.0  # a tensor of stage 3
+        handling = (
+            32 * 7 * 1.5 * 0.9e-3 if stage == 3 else 0.0
+        )  # a tensor of stage 3, gathered once more than in "none"
         assert time.exposed == pytest.approx(sent_bytes(work) / (450e9 * LINK_SHARE) + handling)
+
+
+def test_on_a_cpu_gradients_go_through_buckets_at_stages_1_and_2() -> None:
+    passes = [step_time(workload(stage, device="cpu"), cluster(1)) for stage in range(4)]
+    moved = 2 * (4 * P + 2 * -(-P // 8)) / 3350e9
+    assert passes[1].backward - passes[0].backward == pytest.approx(moved)
+    assert passes[2].backward == passes[1].backward
+    assert passes[3].backward == passes[0].backward
+    alone = [step_time(workload(stage, device="cpu", ranks=1), cluster(1)).backward for stage in (0, 1)]
+    assert alone[0] == alone[1]
 
 
 def test_what_selective_checkpointing_computes_again_takes_the_memory() -> None:
