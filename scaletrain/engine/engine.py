@@ -26,7 +26,7 @@ from scaletrain.errors import CheckpointError, ConfigError
 from scaletrain.model.init import whole_parameter
 from scaletrain.runtime import dist, pulse
 from scaletrain.runtime.heap import keep_freed_memory
-from scaletrain.runtime.idle_compiler import stand_in_for_compiler
+from scaletrain.runtime.idle_compiler import load_compiler, stand_in_for_compiler
 from scaletrain.tasks.task import Evaluated, Task, Text
 
 
@@ -273,7 +273,10 @@ def _copy_to_host(values: torch.Tensor) -> Callable[[], list[float]]:
 def _initialize(task: Task, config: dict[str, Any], optim: Optim, device: torch.device) -> Any:
     """Model and optimizer in DeepSpeed's hands."""
     prepare_process(device)
-    stand_in_for_compiler()
+    if task.needs_compiler:
+        load_compiler()
+    else:
+        stand_in_for_compiler()
     import deepspeed  # costs a second: a recipe with a fault is refused before
 
     # A JIT-built shared-memory collective that only inference uses: it costs 35 s to build, hangs on a stale lock and

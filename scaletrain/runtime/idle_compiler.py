@@ -17,10 +17,16 @@ _Function = TypeVar("_Function", bound=Callable[..., Any])
 def stand_in_for_compiler() -> None:
     """Optimizers, custom operators and DeepSpeed's hooks load torch's compiler at their first call, only to tell it to
     leave them alone, and activation checkpointing reads a setting of it. From here on that is answered without it;
-    whatever else is asked loads it. It then does not know what it was told before: compile what is to be compiled
-    before DeepSpeed puts its hooks on it."""
+    whatever else is asked loads it, which then does not know what it was told before."""
     if _NAME not in sys.modules:
         sys.modules[_NAME] = torch._dynamo = _StandIn(_NAME)
+
+
+def load_compiler() -> ModuleType:
+    """The real one. Inside deepspeed.zero.Init it cannot be loaded: that replaces torch.Tensor's constructor."""
+    if isinstance(sys.modules.get(_NAME), _StandIn):
+        del sys.modules[_NAME]
+    return importlib.import_module(_NAME)
 
 
 class _StandIn(ModuleType):
@@ -39,8 +45,7 @@ class _StandIn(ModuleType):
             if name == "config":
                 self.config = _load_settings()
                 return self.config
-            del sys.modules[_NAME]
-        return getattr(importlib.import_module(_NAME), name)
+        return getattr(load_compiler(), name)
 
 
 def _load_settings() -> ModuleType:

@@ -41,6 +41,10 @@ class Finetune:
     dtype: torch.dtype
     data: ExampleData | None = None
 
+    @property
+    def needs_compiler(self) -> bool:
+        return True  # transformers' models load it
+
     def build_model(self) -> nn.Module:
         extra, bits = self.kind.extra(self.config), self.recipe.model.quantize
         if bits == "none":

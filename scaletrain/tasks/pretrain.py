@@ -58,6 +58,10 @@ class PretrainTask:
     def metric_names(self) -> Sequence[str]:
         return ("loss", "perplexity", "bits_per_byte")
 
+    @property
+    def needs_compiler(self) -> bool:
+        return self._compiled or self._fp8
+
     def build_model(self) -> nn.Module:
         model = GPT(self.architecture)
         if self._fp8:

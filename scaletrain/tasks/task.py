@@ -26,6 +26,11 @@ class Evaluated(NamedTuple):
 class Task(Protocol):
     """What is trained on what. Sums, never means: the engine divides by the items of all ranks."""
 
+    @property
+    def needs_compiler(self) -> bool:
+        """Whether the model is compiled, or its library loads torch's compiler."""
+        ...
+
     def build_model(self) -> nn.Module:
         """The model with unset weights."""
         ...

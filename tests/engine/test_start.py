@@ -1,10 +1,15 @@
 """What a start does not load."""
 
+import math
 import sys
 
+import pytest
 import torch
 
 from benchmarks.rank_steps import Steps, build_engine
+from scaletrain.engine.engine import Engine
+from scaletrain.tasks.pretrain import PretrainTask
+from tests.engine.training import OPTIM, engine_dict
 from tests.ranks import run_ranks
 
 
@@ -19,6 +24,19 @@ def loads_compiler() -> list[bool]:
             engine.train_step([{"input_ids": ids, "labels": ids}], 1e-3, 32)
         found.append("torch._dynamo.eval_frame" in sys.modules)
     return found
+
+
+def compiles_under_zero_init() -> float:
+    """The loss of a step of compiled blocks that zero.Init builds."""
+    task = PretrainTask(Steps(1, 2, 64, 64, 16, 2, 3, 1).architecture(), None, seed=1, compiled=True)  # type: ignore[arg-type]
+    engine = Engine(task, engine_dict(3, "fp32", 1), OPTIM, torch.device("cpu"))
+    ids = torch.arange(128).view(8, 16) % 64
+    return engine.train_step([{"input_ids": ids, "labels": ids}], 1e-3, 128).loss()
+
+
+def test_compiled_blocks_are_built_under_zero_init() -> None:
+    (loss,) = run_ranks(compiles_under_zero_init, 1)
+    assert loss == pytest.approx(math.log(64), abs=0.3)
 
 
 def test_a_run_loads_torchs_compiler_only_to_compile() -> None:

@@ -47,6 +47,8 @@ class TinyRows:
 
 
 class TinyTask:
+    needs_compiler = False
+
     def build_model(self) -> nn.Module:
         return TinyModel()
 

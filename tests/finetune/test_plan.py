@@ -1,14 +1,12 @@
 """What a fine-tuning is planned to hold: the dry pass against a real one, the verdict, and a run that is refused."""
 
-from pathlib import Path
-
 import pytest
 import torch
 
 from scaletrain.assemble import expectation
+from scaletrain.assemble.settle import Settled
 from scaletrain.commands.plan import plan
-from scaletrain.commands.train import main
-from scaletrain.errors import EXIT_USER
+from scaletrain.errors import EXIT_USER, ConfigError
 from scaletrain.model.dry_pass import dry_pass, kept_by_pass
 from scaletrain.model.init import whole_parameter
 from scaletrain.model.network import Network
@@ -78,9 +76,13 @@ def test_a_plan_tells_whether_it_fits(write: Write, capsys: pytest.CaptureFixtur
     assert "lower train.micro_batch_size" in done.out
 
 
-def test_a_hopeless_run_is_refused_and_nothing_is_written(
-    write: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_a_hopeless_run_is_refused(write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
+    job, launch = opened(write("classify", "bert"))
+    settled = Settled(launch, job)
+    expected = expectation.begin(settled, force=False)
+    assert expected is not None
+    assert set(expected.parts) >= {"weights", "optimizer", "activations"}
     monkeypatch.setattr(expectation, "available_memory", lambda: 10_000_000)
-    assert main("finetune", [str(write("classify", "bert"))]) == EXIT_USER
-    assert "GB by plan, and has 0.01 GB: `scaletrain plan` says what fits, --force goes on" in capfd.readouterr().err
+    with pytest.raises(ConfigError, match="GB by plan, and has 0.01 GB: `scaletrain plan` says what fits, --force"):
+        expectation.begin(settled, force=False)
+    assert expectation.begin(settled, force=True) == expected
