@@ -41,10 +41,9 @@ class _StandIn(ModuleType):
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__") and name != "__path__":  # of those who look through all modules
             raise AttributeError(f"{_NAME} is not loaded yet: no {name}")
-        if sys.modules.get(_NAME) is self:
-            if name == "config":
-                self.config = _load_settings()
-                return self.config
+        if sys.modules.get(_NAME) is self and name == "config":
+            self.config = _load_settings()
+            return self.config
         return getattr(load_compiler(), name)
 
 

@@ -3,7 +3,6 @@
 import math
 import sys
 
-import pytest
 import torch
 
 from benchmarks.rank_steps import Steps, build_engine
@@ -36,7 +35,7 @@ def compiles_under_zero_init() -> float:
 
 def test_compiled_blocks_are_built_under_zero_init() -> None:
     (loss,) = run_ranks(compiles_under_zero_init, 1)
-    assert loss == pytest.approx(math.log(64), abs=0.3)
+    assert 0.8 * math.log(64) < loss < math.log(64)  # a token's own embedding says most of it
 
 
 def test_a_run_loads_torchs_compiler_only_to_compile() -> None:
