@@ -113,7 +113,8 @@ class Cache:
                 yield part
                 assert (part.written, part.xxh3) == (file.bytes, file.xxh3), "left before the file was whole"
                 os.fdatasync(handle)
-                path.rename(self.place(file))
+                with locked(self.folder / "shards.lock"):  # who counts meanwhile might see neither of its names
+                    path.rename(self.place(file))
             except BaseException:
                 path.unlink(missing_ok=True)  # only here: after the rename, the name may be the next writer's
                 raise

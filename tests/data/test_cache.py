@@ -16,6 +16,7 @@ import xxhash
 
 from scaletrain.data.cache import Cache, NoRoomError, Wanted, cache_at
 from scaletrain.errors import DataError
+from scaletrain.runtime.locks import locked
 from tests.data.servers import small_disk
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -185,6 +186,29 @@ def test_room_that_a_writer_has_reserved_is_not_given_away(tmp_path: Path) -> No
         part.write(content(1))
     second.join(10)
     assert numbers(cache) == {2}
+
+
+def test_a_part_becomes_a_file_while_nobody_counts(tmp_path: Path) -> None:
+    cache = Cache(tmp_path, 150 * KB)
+    with cache.writing(wanted(1), patient=True) as part:
+        assert part is not None
+        part.write(content(1))
+        counting = threading.Event()
+        done = threading.Event()
+
+        def count() -> None:
+            with locked(tmp_path / "shards.lock"):
+                counting.set()
+                time.sleep(0.15)
+                assert not cache.place(wanted(1)).exists()
+                done.set()
+
+        counter = threading.Thread(target=count)
+        counter.start()
+        assert counting.wait(10)
+    assert done.is_set()
+    counter.join(10)
+    assert numbers(cache) == {1}
 
 
 def test_one_writer_a_file_and_who_does_not_wait_is_told(tmp_path: Path) -> None:
