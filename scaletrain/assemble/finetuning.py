@@ -19,6 +19,7 @@ from scaletrain.config.finetune_schema import FinetuneRecipe
 from scaletrain.config.load import load_with_deepspeed, need_finetuning
 from scaletrain.config.problems import raise_problems
 from scaletrain.config.schema import Precision
+from scaletrain.data.encoded_rows import padded_length
 from scaletrain.data.example_data import ExampleData
 from scaletrain.data.run_data import RunData
 from scaletrain.data.text_tokenizer import load_text_tokenizer
@@ -117,8 +118,7 @@ class Finetuning:
     def dry_pass(self, rows: int) -> Kept | None:
         """Of so many rows of the longest example; None where the model does not take it. Where blocks are computed
         again, what one of them then holds is counted too."""
-        longest = max((len(row["input_ids"]) for row in self.data.training.rows), default=1)
-        shape = rows, -(-longest // 8) * 8  # data/encoded_rows.py
+        shape = rows, padded_length(max((len(row["input_ids"]) for row in self.data.training.rows), default=0))
         build = self.task(self.data).bare_network
         whole = dry_pass(partial(build, checkpoints=False), self.dtype, *shape)
         if whole is None or self.recipe.train.activation_checkpointing != "full":

@@ -31,10 +31,15 @@ class EncodedRows:
         return {**batch, "row": torch.tensor(numbers, dtype=torch.int64)}
 
 
+def padded_length(longest: int, multiple: int = 8) -> int:
+    """Of the rows of a batch."""
+    return max(multiple, -(-longest // multiple) * multiple)
+
+
 def padded(lists: Sequence[Sequence[int]], fill: int, multiple: int = 8, *, left: bool = False) -> torch.Tensor:
     """(B, T) int64: the lists, filled up to the longest one's length rounded up to `multiple`."""
-    longest = max((len(values) for values in lists), default=0)
-    out = torch.full((len(lists), max(multiple, -(-longest // multiple) * multiple)), fill, dtype=torch.int64)
+    longest = padded_length(max((len(values) for values in lists), default=0), multiple)
+    out = torch.full((len(lists), longest), fill, dtype=torch.int64)
     for line, values in zip(out, lists, strict=True):
         if len(values):
             place = slice(-len(values), None) if left else slice(len(values))

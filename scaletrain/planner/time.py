@@ -63,7 +63,7 @@ def effort_of(work: Workload) -> Effort:
     is_here = not work.zero.offloads_optimizer or work.device == "cpu"
     update = _ADAM_BYTES * _updated(work) if is_here else 0.0
     gathered = weight_bytes(work) if work.zero.stage < 3 else 0.0
-    moved = _again_bytes(work) + _bucket_bytes(work)
+    moved = _again_bytes(work) + _bucketing_bytes(work)
     return Effort(useful / 3, useful * 2 / 3 + again, update, gradient_bytes(work), gathered, moved)
 
 
@@ -75,7 +75,7 @@ def _again_bytes(work: Workload) -> float:
     return 3.0 * kept * work.accumulation
 
 
-def _bucket_bytes(work: Workload) -> float:
+def _bucketing_bytes(work: Workload) -> float:
     """ZeRO 1 and 2 copy each gradient into a bucket, divide it there and copy the rank's part out; a GPU does so beside
     the backward pass."""
     if work.zero.stage not in (1, 2) or work.ranks == 1 or work.device != "cpu":

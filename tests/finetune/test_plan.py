@@ -6,6 +6,7 @@ import torch
 from scaletrain.assemble import expectation
 from scaletrain.assemble.settle import Settled
 from scaletrain.commands.plan import plan
+from scaletrain.data.encoded_rows import padded_length
 from scaletrain.errors import EXIT_USER, ConfigError
 from scaletrain.model.dry_pass import dry_pass, kept_by_pass
 from scaletrain.model.init import whole_parameter
@@ -37,7 +38,7 @@ def test_a_dry_pass_keeps_what_a_real_one_does_or_little_more(
     network = task.build_model()
     task.initialise(network, whole_parameter)
     assert isinstance(network, Network)
-    real = kept_by_pass(network.to(job.dtype).train(), 4, -(-longest // 8) * 8)
+    real = kept_by_pass(network.to(job.dtype).train(), 4, padded_length(longest))
     assert dry._replace(activations=0) == real._replace(activations=0)
     # torch's shapes of fused attention say (B, H, T, D) where a CPU's kernel writes (B, T, H, D): a copy of its result
     # more, a few percent of a model of real size, and more of one that is 32 wide.

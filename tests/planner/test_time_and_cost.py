@@ -98,9 +98,7 @@ def test_on_a_cpu_nothing_of_the_network_is_hidden() -> None:
     for stage in range(4):
         work = workload(stage, device="cpu")
         time = step_time(work, cluster(1))
-        handling = (
-            32 * 7 * 1.5 * 0.9e-3 if stage == 3 else 0.0
-        )  # a tensor of stage 3, gathered once more than in "none"
+        handling = 32 * 7 * 1.5 * 0.9e-3 if stage == 3 else 0.0  # a tensor, gathered once more than without recomputing
         assert time.exposed == pytest.approx(sent_bytes(work) / (450e9 * LINK_SHARE) + handling)
 
 
