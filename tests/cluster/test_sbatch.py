@@ -60,7 +60,8 @@ def test_two_ranks_a_node_with_a_gpu_each_outlive_slurms_daemons(slurm: Slurm, r
 def test_a_job_saves_before_its_time_is_over_queues_again_and_ends_as_if_uninterrupted(
     slurm: Slurm, whole: Run, run: Run
 ) -> None:
-    slurm.machines.slow_down()
+    # SLURM looks at its clocks twice a minute: the warning may come 75 s after the start, and the job must still run.
+    slurm.machines.slow_down("tbf rate 2mbit burst 16kbit latency 1s")
     job = run.submit(options=("--ntasks-per-node=1", "--gpus-per-node=1", "--time=2", "--signal=USR1@75"))
     wait_until(lambda: job.shows("Restarts") == "1", 120, run.said)
     slurm.asks("scontrol", "update", f"JobId={job.number}", "TimeLimit=10")
