@@ -21,6 +21,10 @@ class ClusterError(ScaleTrainError):
     """A launch environment that contradicts itself or a peer that cannot be reached."""
 
 
+class NotPlannableError(ScaleTrainError):
+    """A model whose memory is known only once it runs."""
+
+
 class TrainingError(ScaleTrainError):
     """A run whose loss or gradients leave nothing to train on; its work is saved."""
 

@@ -31,7 +31,8 @@ HOPELESS = 1.1  # times the memory that there is: a plan that needs more is wron
 @dataclass(frozen=True)
 class Expected:
     """Of one rank. `peak_bytes`: of its device; on a CPU above what the process holds with its libraries loaded.
-    `tokens_per_second`: of all ranks, None where the device's rates are not known."""
+    `tokens_per_second`: of all ranks, None where the device's rates are not known. `host_bytes`: at most in host memory
+    beside a GPU."""
 
     peak_bytes: int
     moment: str
@@ -40,6 +41,8 @@ class Expected:
     tokens_per_second: float | None
     effort: Effort | None  # None of a fine-tuning
     ranks_of_node: int
+    host_bytes: int = 0
+    host_moment: str = ""
 
     @property
     def measured_as(self) -> int:
@@ -47,23 +50,21 @@ class Expected:
         return self.peak_bytes + self.process_bytes
 
 
-def begin(settled: Settled, *, force: bool) -> Expected | None:
+def begin(settled: Settled, *, force: bool) -> Expected:
     """What the run expects. ConfigError on all ranks where it is hopeless, unless told to go on; before that, where
-    the data are too short for it. All ranks call it."""
+    the data are too short for it. NotPlannableError as expect(). All ranks call it."""
     with dist.together():
         settled.job.data.check_length(settled.batch.global_batch)
     expected = expect(settled)
-    if expected is not None:
-        check_room(settled, expected, force=force)
+    check_room(settled, expected, force=force)
     return expected
 
 
-def expect(settled: Settled) -> Expected | None:
-    """None for a fine-tuning whose model does not take a dry pass."""
+def expect(settled: Settled) -> Expected:
+    """NotPlannableError, on all ranks, for a fine-tuning whose model does not take a dry pass."""
     work = workload(settled)
     memory = memory_of(work) if work is not None else _finetune_memory(settled)
-    if memory is None:
-        return None
+    host = memory.host_peak
     return Expected(
         peak_bytes=memory.peak_bytes,
         moment=memory.peak.name,
@@ -72,23 +73,26 @@ def expect(settled: Settled) -> Expected | None:
         tokens_per_second=None if work is None else _rate(settled, work),
         effort=None if work is None else effort_of(work),
         ranks_of_node=settled.world.local_size,
+        host_bytes=0 if memory.is_one else host.host,
+        host_moment="" if memory.is_one else host.name,
     )
 
 
-def _finetune_memory(settled: Settled) -> Memory | None:
+def _finetune_memory(settled: Settled) -> Memory:
     from scaletrain.assemble.finetuning import Finetuning
 
     assert isinstance(settled.job, Finetuning)
     memory: Memory | None = None
-    if settled.world.is_first:  # a dry pass takes a second, and 100 MB for what it loads; all ranks hold alike
-        memory = settled.job.memory(
-            read_zero(settled.deepspeed),
-            settled.launch.precision,
-            ranks=settled.world.size,
-            rows=settled.batch.micro_batch,
-            is_cpu=settled.device.type == "cpu",
-        )
-    told: list[Memory | None] = dist.gather(memory)
+    with dist.together():
+        if settled.world.is_first:  # a dry pass takes a second, and 100 MB for what it loads; all ranks hold alike
+            memory = settled.job.memory(
+                read_zero(settled.deepspeed),
+                settled.launch.precision,
+                ranks=settled.world.size,
+                rows=settled.batch.micro_batch,
+                is_cpu=settled.device.type == "cpu",
+            )
+    told: list[Memory] = dist.gather(memory)
     return told[0]
 
 
@@ -108,13 +112,21 @@ def workload(settled: Settled) -> Workload | None:
 
 def check_room(settled: Settled, expected: Expected, *, force: bool) -> None:
     """ConfigError on all ranks where one could not hold what it is to hold, unless told to go on."""
-    room = room_of(settled)
+    if force:
+        return
     with dist.together():
-        if room is not None and expected.peak_bytes > HOPELESS * room and not force:
-            raise ConfigError(
-                f"{settled.recipe.run.dir}: a rank needs {expected.peak_bytes / 1e9:,.2f} GB by plan, and has "
-                f"{room / 1e9:,.2f} GB: `scaletrain plan` says what fits, --force goes on"
-            )
+        _refuse_above(room_of(settled), expected.peak_bytes, "", settled)
+        if settled.device.type == "cuda":
+            what = f" of host memory at the {expected.host_moment}"
+            _refuse_above(_host_room(settled), expected.host_bytes, what, settled)
+
+
+def _refuse_above(room: int | None, need: int, what: str, settled: Settled) -> None:
+    if room is not None and need > HOPELESS * room:
+        raise ConfigError(
+            f"{settled.recipe.run.dir}: a rank needs {need / 1e9:,.2f} GB{what} by plan, and has "
+            f"{room / 1e9:,.2f} GB: `scaletrain plan` says what fits, --force goes on"
+        )
 
 
 def write(expected: Expected, folder: Path) -> None:
@@ -148,6 +160,11 @@ def room_of(settled: Settled) -> int | None:
     """Bytes of this rank's device, or of its part of what the machine has left."""
     if settled.device.type == "cuda":
         return int(torch.cuda.get_device_properties(settled.device).total_memory)
+    return _host_room(settled)
+
+
+def _host_room(settled: Settled) -> int | None:
+    """This rank's part of what its node has left."""
     available = available_memory()
     return None if available is None else available // settled.world.local_size
 

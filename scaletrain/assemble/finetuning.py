@@ -115,22 +115,21 @@ class Finetuning:
         name, total = self.recipe.model.path, short_count(self.parameters[0])
         return [f"model   {name}: {self.config.model_type}, {total} parameters; {how}", *self.kind.describe()]
 
-    def dry_pass(self, rows: int) -> Kept | None:
-        """Of so many rows of the longest example; None where the model does not take it. Where blocks are computed
-        again, what one of them then holds is counted too."""
+    def dry_pass(self, rows: int) -> Kept:
+        """Of so many rows of the longest example; NotPlannableError where the model does not take it. Where blocks are
+        computed again, what one of them then holds is counted too."""
         shape = rows, padded_length(max((len(row["input_ids"]) for row in self.data.training.rows), default=0))
         build = self.task(self.data).bare_network
         whole = dry_pass(partial(build, checkpoints=False), self.dtype, *shape)
-        if whole is None or self.recipe.train.activation_checkpointing != "full":
+        if self.recipe.train.activation_checkpointing != "full":
             return whole
         kept = dry_pass(partial(build, checkpoints=True), self.dtype, *shape)
         block = whole.activations // layers_of(self.config)
-        return None if kept is None else kept._replace(activations=kept.activations + block)
+        return kept._replace(activations=kept.activations + block)
 
-    def memory(self, zero: Zero, precision: Precision, *, ranks: int, rows: int, is_cpu: bool) -> Memory | None:
-        """Of a rank, by plan; None where no dry pass tells its activations."""
-        if (kept := self.dry_pass(rows)) is None:
-            return None
+    def memory(self, zero: Zero, precision: Precision, *, ranks: int, rows: int, is_cpu: bool) -> Memory:
+        """Of a rank, by plan; NotPlannableError where no dry pass tells its activations."""
+        kept = self.dry_pass(rows)
         bits = self.recipe.model.quantize
         state = finetune_state(
             kept.parameters, kept.trained, zero=zero, precision=precision, ranks=ranks, quantize=bits

@@ -32,14 +32,11 @@ def plan_finetuning(recipe: FinetuneRecipe, preset: Mapping[str, Any], *, ranks:
     precision, zero = precision_of(recipe), read_zero(preset)
     rows = batch_plan(recipe, ranks).micro_batch
     stated = count_in_files(Path(recipe.model.path).expanduser())
-    reason = "the model looks at values on its way"
     try:
         job = open_job(recipe, precision)
         memory = job.memory(zero, precision, ranks=ranks, rows=rows, is_cpu=room.is_cpu)
     except ScaleTrainError as error:
-        memory, reason = None, str(error)
-    if memory is None:
-        _tell_state(recipe, stated, zero, precision, ranks=ranks, room=room, reason=reason)
+        _tell_state(recipe, stated, zero, precision, ranks=ranks, room=room, reason=str(error))
         return
     print("\n".join(job.describe()))
     parts = (f"{part.name} {size(part.bytes)}{' in host memory' if part.is_host else ''}" for part in memory.peak.parts)

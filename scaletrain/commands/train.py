@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from scaletrain.cluster.env import read_world
-from scaletrain.errors import EXIT_STOPPED, EXIT_USER, ScaleTrainError
+from scaletrain.errors import EXIT_STOPPED, EXIT_USER, NotPlannableError, ScaleTrainError
 from scaletrain.runtime.exit_report import report_wish
 from scaletrain.runtime.processes import started_with
 from scaletrain.runtime.stop import first_launchers
@@ -153,12 +153,15 @@ def _train_held(
     from scaletrain.assemble import expectation, out_of_memory
     from scaletrain.assemble.settle import measure_peak
     from scaletrain.assemble.start import start_run
-    from scaletrain.cluster.doctor.finding import lines
+    from scaletrain.cluster.doctor.finding import Finding, lines
     from scaletrain.runtime.dist import together
     from scaletrain.runtime.leftovers import describe_leftovers
     from scaletrain.runtime.op_folder import use_built_ops
 
-    expected = expectation.begin(settled, force=force)
+    try:
+        expected = expectation.begin(settled, force=force)
+    except NotPlannableError as error:
+        expected, findings = None, [*findings, Finding("note", "plan", f"memory is not planned: {error}")]
     use_built_ops()
     if settled.world.local_rank == 0:  # on each node, before an op build could wait for a dead one's lock
         for line in describe_leftovers():

@@ -7,6 +7,7 @@ from unittest.mock import patch
 import torch
 from torch import Tensor, nn
 
+from scaletrain.errors import NotPlannableError
 from scaletrain.model.network import Network
 
 
@@ -20,9 +21,9 @@ class Kept(NamedTuple):
     logits: int
 
 
-def dry_pass(build: Callable[[], Network], dtype: torch.dtype, rows: int, tokens: int) -> Kept | None:
-    """Of `rows` x `tokens`. `build` makes the network with unset weights, in training mode or not. None where the model
-    looks at values on its way: there are none."""
+def dry_pass(build: Callable[[], Network], dtype: torch.dtype, rows: int, tokens: int) -> Kept:
+    """Of `rows` x `tokens`. `build` makes the network with unset weights, in training mode or not. NotPlannableError
+    where the model looks at values on its way, which there are none of, or does not take such tensors at all."""
     from torch._subclasses.fake_tensor import FakeTensorMode
 
     mode: Any = FakeTensorMode()
@@ -33,10 +34,16 @@ def dry_pass(build: Callable[[], Network], dtype: torch.dtype, rows: int, tokens
         # Nothing is moved or cast: torch would swap the tensors, which it cannot with these.
         with mode, patch.object(nn.Module, "_apply", lambda module, *_, **__: module):
             return kept_by_pass(build().train(), rows, tokens)
-    except Exception:  # noqa: BLE001  another library's model, in a mode that it was not written for
-        return None
+    except Exception as error:  # another library's model, in a mode that it was not written for
+        raise NotPlannableError(f"its model does not run without values ({_short(error)})") from error
     finally:
         torch.set_default_dtype(default)
+
+
+def _short(error: Exception) -> str:
+    """Name and first line, cut: what torch says of its own is a page."""
+    line = next(iter(str(error).splitlines()), "")
+    return f"{type(error).__name__}: {line[:120]}" if line else type(error).__name__
 
 
 def kept_by_pass(network: Network, rows: int, tokens: int) -> Kept:
