@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from scaletrain.config.hardware import hardware_names
+from scaletrain.config.hardware import CPU, hardware_names
 from scaletrain.errors import EXIT_USER, ConfigError
 
 if TYPE_CHECKING:
@@ -27,6 +27,9 @@ def plan(
         float | None, typer.Option(min=0.01, help="Hours between faults of one node; default: Llama 3's")
     ] = None,
     link_gbps: Annotated[float | None, typer.Option(min=0.001, help="Network of a device to other nodes")] = None,
+    host_memory_gb: Annotated[
+        float | None, typer.Option(min=0.001, help="Memory of a GPU node; without it, it is told and not judged")
+    ] = None,
     tflops: Annotated[float | None, typer.Option(min=1e-6, help="Matrix rate of a rank, in place of the known")] = None,
     vocab_size: Annotated[int | None, typer.Option(min=2, help="Of the tokenizer, where the data are not here")] = None,
     calibrate: Annotated[
@@ -52,6 +55,8 @@ def plan(
     from scaletrain.config.finetune_schema import FinetuneRecipe
     from scaletrain.config.load import load_with_deepspeed
 
+    if host_memory_gb is not None and gpu == CPU:
+        raise ConfigError(f"--host-memory-gb {host_memory_gb:g}: this machine tells its own memory: leave it out")
     if calibrate is not None and tflops is not None:
         raise ConfigError(f"--calibrate {calibrate} and --tflops {tflops:g} both tell how fast a rank is: give one")
     if write is not None and not search:
@@ -62,9 +67,18 @@ def plan(
     if link_gbps is not None:
         device = replace(device, network=link_gbps / 8 * 1e9)
     if isinstance(settled, FinetuneRecipe):
-        plan_finetuning(settled, preset, ranks=nodes * gpus_per_node, room=room_of(device, gpus_per_node))
+        room = room_of(device, gpus_per_node, host_memory_gb)
+        plan_finetuning(settled, preset, ranks=nodes * gpus_per_node, room=room)
         return
-    made = plan_recipe(settled, preset, device, nodes=nodes, devices_per_node=gpus_per_node, vocab_size=vocab_size)
+    made = plan_recipe(
+        settled,
+        preset,
+        device,
+        nodes=nodes,
+        devices_per_node=gpus_per_node,
+        vocab_size=vocab_size,
+        host_memory_gb=host_memory_gb,
+    )
     made = replace(made, price=price, node_mtbf_hours=mtbf_hours or made.node_mtbf_hours)
     if tflops is not None:
         made = replace(made, share=1.0, share_source="as given")

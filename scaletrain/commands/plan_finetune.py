@@ -43,7 +43,13 @@ def plan_finetuning(recipe: FinetuneRecipe, preset: Mapping[str, Any], *, ranks:
     how = f"{precision}, ZeRO {zero.stage}, micro-batch {rows} of the longest example"
     print(f"on      {ranks} rank{'s' if ranks > 1 else ''}, {how}")
     print(f"memory  a rank, at most at the {memory.peak.name}: {', '.join(parts)}")
-    need, spare = room.need(memory), room.spare(memory)
+    need, spare, host = room.need(memory), room.spare(memory), room.host_spare(memory)
+    if spare >= 0 and host < 0:
+        print(
+            f"too big by {size(-host)} of host memory a rank, which has {size(room.host or 0)}: take a DeepSpeed file "
+            "that offloads less"
+        )
+        raise typer.Exit(EXIT_USER)
     if spare >= 0:
         print(f"fits    {size(need)} with margins of {size(room.bytes)} a rank: {size(spare)} to spare")
         return

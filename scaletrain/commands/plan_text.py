@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 
 from scaletrain.model.count import flops_per_token, short_count
 from scaletrain.planner.communication import sent_bytes
-from scaletrain.planner.fit import CPU_MARGIN, FRAGMENTATION, GPU_RESERVE, PROCESS_BYTES, Variant
+from scaletrain.planner.fit import CPU_MARGIN, FRAGMENTATION, GPU_RESERVE, HOST_RESERVE, PROCESS_BYTES, Variant
 from scaletrain.planner.plan import Plan, parts_of
 from scaletrain.planner.search import Found
 
@@ -32,7 +32,7 @@ def describe(plan: Plan) -> Iterator[str]:
         saving = next(moment for moment in memory.moments if moment.name == "save")
         yield (
             f"host    a node, at most at the {most.name}: {size(node)}; while training "
-            f"{size(saving.host * cluster.devices_per_node)}"
+            f"{size(saving.host * cluster.devices_per_node)}{_of_host(plan)}"
         )
     yield (
         f"disk    {plan.keep_last} checkpoints and one being written: {size(plan.disk_bytes)}; a rank sends "
@@ -71,14 +71,16 @@ def short(plan: Plan) -> str:
 
 def verdict(plan: Plan, remedy: Variant | None) -> str:
     """One line. `remedy`: where it does not fit, what does."""
-    spare = plan.room.spare(plan.memory)
-    if spare >= 0:
+    spare, host = plan.room.spare(plan.memory), plan.room.host_spare(plan.memory)
+    if plan.fits:
         return f"fits    with {size(spare)} a rank to spare"
     if remedy is None:
         change = "no micro-batch, checkpointing, ZeRO stage or offload makes it fit: use more devices or larger ones"
     else:
         change = f"{' '.join(remedy.overrides)} makes it fit"
-    return f"too big by {size(-spare)} a rank: {change}"
+    of_node = size(max(0, -host) * plan.cluster.devices_per_node)
+    missing = f"{size(-spare)} a rank" if spare < 0 else f"{of_node} of host memory a node"
+    return f"too big by {missing}: {change}"
 
 
 def table(found: Sequence[Found], plan: Plan) -> Iterator[str]:
@@ -106,6 +108,13 @@ def _offload(plan: Plan) -> str:
     away = [name for name, is_away in (("optimizer", zero.offloads_optimizer), ("weights", zero.offloads_parameters))
             if is_away]  # fmt: skip
     return f" with {' and '.join(away)} in host memory" if away else ""
+
+
+def _of_host(plan: Plan) -> str:
+    if plan.room.host is None:
+        return ""
+    ranks = plan.cluster.devices_per_node
+    return f"; {size(HOST_RESERVE)} of each process (assumed); of {size(plan.room.host * ranks)}"
 
 
 def _margins(plan: Plan) -> str:

@@ -35,6 +35,7 @@ def plan_recipe(
     nodes: int,
     devices_per_node: int,
     vocab_size: int | None = None,
+    host_memory_gb: float | None = None,
 ) -> Plan:
     """`recipe`: settled with `preset`. Its speed is a roofline's."""
     work = workload_of(
@@ -46,7 +47,7 @@ def plan_recipe(
         device="cpu" if device.name == CPU else "cuda",
     )
     cluster = Cluster(device, nodes, devices_per_node, device.network)
-    room = room_of(device, devices_per_node)
+    room = room_of(device, devices_per_node, host_memory_gb)
     return Plan(work, cluster, room, planned_steps(recipe), recipe.checkpoint.keep_last)
 
 
@@ -81,10 +82,10 @@ def device_of(gpu: str, ranks: int, recipe: AnyRecipe, tflops: float | None = No
     return cpu(_probe(precision_of(recipe)) / ranks, "this machine; rate of a 2,048 square product now")
 
 
-def room_of(device: Hardware, ranks: int) -> Room:
-    """Memory of a rank; ConfigError where this machine is planned and does not tell its own."""
+def room_of(device: Hardware, ranks: int, host_memory_gb: float | None = None) -> Room:
+    """Memory of each of a node's `ranks`; ConfigError where this machine is planned and does not tell its own."""
     if device.name != CPU:
-        return Room(device.memory)
+        return Room(device.memory, host=None if host_memory_gb is None else int(host_memory_gb * 1e9 / ranks))
     available = available_memory()
     if available is None:
         raise ConfigError("--gpu cpu: this system does not tell its free memory (no /proc/meminfo): name a GPU")

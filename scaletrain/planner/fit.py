@@ -11,6 +11,7 @@ from scaletrain.planner.zero import Zero
 # memory that it took, in parts of what is used.
 GPU_RESERVE = 1_500_000_000
 FRAGMENTATION = 0.05
+HOST_RESERVE = 3_000_000_000  # of host memory, a rank: its process with CUDA's libraries
 # Of a process on a CPU with torch, DeepSpeed, TensorBoard and the tokenizer, measured; and by how much a plan may
 # be wrong, which benchmarks/plan_memory.py tells.
 PROCESS_BYTES = 385_000_000
@@ -19,10 +20,12 @@ CPU_MARGIN = 0.05
 
 @dataclass(frozen=True)
 class Room:
-    """Bytes of one rank: of its device, or of its part of the machine's memory."""
+    """Bytes of one rank: of its device, or of its part of the machine's memory. `host`: of its part of its node's
+    memory beside a GPU; None where it is not known, and not judged."""
 
     bytes: int
     is_cpu: bool = False
+    host: int | None = None
 
     def need(self, memory: Memory) -> int:
         """What a rank takes of it at most, margins included."""
@@ -33,8 +36,12 @@ class Room:
         """What is left of it; less than 0: what is missing."""
         return self.bytes - self.need(memory)
 
+    def host_spare(self, memory: Memory) -> int:
+        """As spare(), of host memory; 0 where that is not judged."""
+        return 0 if self.host is None else self.host - HOST_RESERVE - memory.host_peak.host
+
     def holds(self, memory: Memory) -> bool:
-        return self.spare(memory) >= 0
+        return self.spare(memory) >= 0 and self.host_spare(memory) >= 0
 
 
 @dataclass(frozen=True)
@@ -46,13 +53,14 @@ class Variant:
 
 
 def remedy(work: Workload, room: Room, presets: dict[str, Zero]) -> Variant | None:
-    """The first single change that makes it fit: a smaller micro-batch, more checkpointing, another DeepSpeed file of
-    `presets` (by path, from the least that is split to the most); then two of them, then all. None: nothing does."""
+    """The first single change that makes it fit: a smaller micro-batch, more checkpointing, no copy for saving, another
+    DeepSpeed file of `presets` (by path, from the least that is split to the most); then two of micro-batch,
+    checkpointing and file, then all. None: nothing does."""
     micro, modes, files = list(_smaller(work)), list(_leaner(work)), list(_split(work, presets))
     smallest, leanest = micro[-1:], modes[-1:]
     combined = [*_joined(smallest, leanest, work), *_joined(leanest, files, work), *_joined(smallest, files, work)]
     most = _joined(_joined(smallest, leanest, work), files, work)
-    for variant in (*micro, *modes, *files, *combined, *most):
+    for variant in (*micro, *modes, *_without_copy(work), *files, *combined, *most):
         if room.holds(memory_of(variant.work)):
             return variant
     return None
@@ -82,11 +90,15 @@ def _leaner(work: Workload) -> Iterator[Variant]:
         yield Variant(replace(work, checkpointing=mode), (f"train.activation_checkpointing={mode}",))
 
 
+def _without_copy(work: Workload) -> Iterator[Variant]:
+    if work.copies_state:
+        yield Variant(replace(work, copies_state=False), ("checkpoint.background=false",))
+
+
 def _split(work: Workload, presets: dict[str, Zero]) -> Iterator[Variant]:
+    """Those that split less, too: they may offload less, where host memory is what lacks."""
     for path, zero in presets.items():
-        mine = (work.zero.stage, work.zero.offloads_optimizer)
-        if (zero.stage, zero.offloads_optimizer) > mine or zero.offloads_optimizer > work.zero.offloads_optimizer:
-            yield Variant(replace(work, zero=zero), (f"deepspeed={path}",))
+        yield Variant(replace(work, zero=zero), (f"deepspeed={path}",))
 
 
 def _joined(some: Iterable[Variant], others: Sequence[Variant], work: Workload) -> list[Variant]:

@@ -80,6 +80,7 @@ class Plan:
             "peak_parts": parts_of(memory),
             "moments": {m.name: {"device_bytes": m.device, "host_bytes": m.host} for m in memory.moments},
             "node_host_bytes": memory.host_peak.host * self.cluster.devices_per_node,
+            "node_host_room_bytes": None if self.room.host is None else self.room.host * self.cluster.devices_per_node,
             "node_host_moment": memory.host_peak.name,
             "disk_bytes": self.disk_bytes,
             "sent_bytes": sent_bytes(self.work),

@@ -65,6 +65,16 @@ def test_what_does_not_fit_exits_with_2_and_names_the_first_change_that_helps(fo
     assert "makes it fit" in told.strip().splitlines()[-1] or "use more devices" in told
 
 
+def test_host_memory_is_judged_when_it_is_given(folder: Path) -> None:
+    node = ("recipe.yaml", "--gpus-per-node", "8", "checkpoint.every_steps=100")
+    told = run(*node, "--host-memory-gb", "100", code=2)
+    assert "3 GB of each process (assumed); of 100 GB" in told
+    assert told.strip().splitlines()[-1].endswith(" of host memory a node: checkpoint.background=false makes it fit")
+    found = json.loads(run(*node, "--host-memory-gb", "1000", "--json"))
+    assert found["node_host_room_bytes"] == 10**12
+    assert "this machine tells its own memory" in run("recipe.yaml", "--gpu=cpu", "--host-memory-gb=9", code=2)
+
+
 def test_plain_values_for_a_program(folder: Path) -> None:
     found = json.loads(run("recipe.yaml", "--gpus-per-node", "8", "--mtbf-hours", "1000", "--json"))
     assert found["fits"] is True

@@ -6,7 +6,7 @@ from itertools import pairwise
 import pytest
 
 from scaletrain.config.hardware import hardware
-from scaletrain.planner.fit import FRAGMENTATION, GPU_RESERVE, PROCESS_BYTES, Room, micro_batches, remedy
+from scaletrain.planner.fit import FRAGMENTATION, GPU_RESERVE, HOST_RESERVE, PROCESS_BYTES, Room, micro_batches, remedy
 from scaletrain.planner.memory import memory_of
 from scaletrain.planner.plan import Plan
 from scaletrain.planner.search import rank, search
@@ -54,6 +54,23 @@ def test_the_first_change_that_makes_it_fit(
     if found is not None:
         assert room.holds(memory_of(found.work))
         assert found.work.micro_batch * found.work.accumulation == micro
+
+
+def test_host_memory_is_judged_where_it_is_known() -> None:
+    """Without the copy for saving a node holds less; a file that offloads less holds less still."""
+    work = workload(3, copies_state=True, zero={"offloads_optimizer": True})
+    memory = memory_of(work)
+    need = memory.host_peak.host + HOST_RESERVE
+    assert Room(10**12).host_spare(memory) == 0
+    assert Room(10**12, host=need).holds(memory)
+    assert not Room(10**12, host=need - 1).holds(memory)
+    without = remedy(work, Room(10**12, host=need - 1), PRESETS)
+    assert without is not None and without.overrides == ("checkpoint.background=false",)
+    less = remedy(without.work, Room(80 * 10**9, host=HOST_RESERVE + 10**9), PRESETS)
+    assert less is not None and less.overrides == ("deepspeed=zero3.json",)
+    wide = planned(work, Room(10**12, host=need - 1), Cluster(hardware("h100"), 1, 8, 50e9))
+    assert not wide.fits
+    assert "zero3-offload.json" not in {one.variant.overrides[0].partition("=")[2] for one in search(wide, PRESETS)}
 
 
 def planned(work: Workload, room: Room, cluster: Cluster) -> Plan:
