@@ -36,6 +36,7 @@ def workload_of(
         sharing=recipe.train.sequence_parallel,
         optimizer=recipe.optim.name,
         copies_state=_copies(recipe, planned_steps(recipe)),
+        fp8=recipe.train.fp8,
     )
 
 

@@ -7,11 +7,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from scaletrain.assemble.fp8 import capability_of, check_fp8_place, check_fp8_sizes
+from scaletrain.assemble.fp8 import capability_of, check_fp8_place
 from scaletrain.assemble.settle import Settled, settle_launch
 from scaletrain.cluster.env import read_world
 from scaletrain.config.architecture import Architecture, architecture_problems, resolve_architecture
 from scaletrain.config.deepspeed import settle, zero_stage
+from scaletrain.config.fp8_rules import check_fp8_recipe, check_fp8_sizes
 from scaletrain.config.load import load_with_deepspeed, need_pretraining
 from scaletrain.config.schema import Recipe
 from scaletrain.data.live.text import LiveText, open_live_text
@@ -64,7 +65,7 @@ class Pretraining:
 
     @property
     def checkpoint_bytes(self) -> int:
-        return checkpoint_bytes(self.architecture)
+        return checkpoint_bytes(self.architecture, self.recipe.optim.name)
 
     def describe(self) -> list[str]:
         import torch
@@ -113,7 +114,8 @@ def settle_pretraining(path: Path, overrides: Sequence[str], deepspeed_config: s
     check_sharing(str(path), recipe.train.sequence_parallel, architecture)
     if recipe.train.fp8:
         micro_tokens = launch.batch.micro_batch * recipe.data.context_length // recipe.train.sequence_parallel
-        check_fp8_place(str(path), recipe.train, launch.precision, zero_stage(preset), capability_of(launch.device))
+        check_fp8_recipe(str(path), recipe.train, launch.precision, zero_stage(preset))
+        check_fp8_place(str(path), capability_of(launch.device))
         check_fp8_sizes(str(path), architecture, micro_tokens)
     return Settled(launch, Pretraining(recipe, data, architecture, begin(str(path), recipe, data.tokenizer_folder)))
 

@@ -117,7 +117,8 @@ def _checkpoint_bytes(recipe: "AnyRecipe", evidence: "Evidence") -> int:
     vocabulary = max((job.vocab_size for job in jobs if job is not None), default=0)
     if not vocabulary or not isinstance(recipe, Recipe) or recipe.model.init_from is not None:
         return 0
-    return checkpoint_bytes(resolve_architecture(recipe.model, vocabulary, recipe.data.context_length))
+    architecture = resolve_architecture(recipe.model, vocabulary, recipe.data.context_length)
+    return checkpoint_bytes(architecture, recipe.optim.name)
 
 
 def _tell(cluster: "Cluster", findings: Sequence["Finding"], seconds: float) -> None:

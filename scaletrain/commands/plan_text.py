@@ -15,7 +15,8 @@ def describe(plan: Plan) -> Iterator[str]:
     arch, hardware = work.arch, cluster.hardware
     yield (
         f"model   {arch.family}: {arch.num_layers} layers, {arch.hidden_size:,} wide, {arch.vocab_size:,} tokens, "
-        f"{short_count(work.parameters)} parameters; {work.precision}, ZeRO {work.zero.stage}{_offload(plan)}, "
+        f"{short_count(work.parameters)} parameters; {work.precision}{', FP8 products' if work.fp8 else ''}, "
+        f"ZeRO {work.zero.stage}{_offload(plan)}, "
         f"checkpointing {work.checkpointing}"
     )
     yield (

@@ -10,7 +10,9 @@ from typing import Any
 from scaletrain.assemble.planned import planned_steps, workload_of
 from scaletrain.config.architecture import Architecture, resolve_architecture
 from scaletrain.config.data_rules import source_places
+from scaletrain.config.deepspeed import batch_plan, zero_stage
 from scaletrain.config.deepspeed_file import load_deepspeed
+from scaletrain.config.fp8_rules import check_fp8_recipe, check_fp8_sizes
 from scaletrain.config.hardware import CPU, Hardware, cpu, hardware
 from scaletrain.config.load import AnyRecipe, find_deepspeed
 from scaletrain.config.schema import Precision, Recipe
@@ -37,11 +39,14 @@ def plan_recipe(
     vocab_size: int | None = None,
     host_memory_gb: float | None = None,
 ) -> Plan:
-    """`recipe`: settled with `preset`. Its speed is a roofline's."""
+    """`recipe`: settled with `preset`. Its speed is a roofline's. ConfigError where FP8 is asked for and cannot be."""
+    architecture = _architecture(recipe, vocab_size)
+    if recipe.train.fp8:
+        _check_fp8(recipe, preset, architecture, device, nodes * devices_per_node)
     work = workload_of(
         recipe,
         preset,
-        _architecture(recipe, vocab_size),
+        architecture,
         ranks=nodes * devices_per_node,
         precision=precision_of(recipe),
         device="cpu" if device.name == CPU else "cuda",
@@ -51,6 +56,16 @@ def plan_recipe(
     return Plan(work, cluster, room, planned_steps(recipe), recipe.checkpoint.keep_last)
 
 
+def _check_fp8(
+    recipe: Recipe, preset: Mapping[str, Any], architecture: Architecture, device: Hardware, ranks: int
+) -> None:
+    if device.fp8_gain is None:
+        raise ConfigError(f"train.fp8=true with --gpu {device.name}, which has no FP8 products: set train.fp8=false")
+    check_fp8_recipe("the recipe", recipe.train, precision_of(recipe), zero_stage(dict(preset)))
+    tokens = batch_plan(recipe, ranks).micro_batch * recipe.data.context_length // recipe.train.sequence_parallel
+    check_fp8_sizes("the recipe", architecture, tokens)
+
+
 def precision_of(recipe: AnyRecipe) -> Precision:
     """Of the devices that are planned, which have bf16."""
     return recipe.train.precision or "bf16"
@@ -58,7 +73,8 @@ def precision_of(recipe: AnyRecipe) -> Precision:
 
 def at_speed_of(plan: Plan, run: Path) -> Plan:
     """The plan at the speed of a run. ConfigError where it does not tell."""
-    return at_speed(plan, read_speed(run, plan.cluster.link), f"as {run} reached")
+    cluster = plan.cluster
+    return at_speed(plan, read_speed(run, cluster.link, cluster.hardware.fp8_gain), f"as {run} reached")
 
 
 def remedy_of(plan: Plan, recipe: Path) -> Variant | None:

@@ -30,9 +30,11 @@ def count_parameters(arch: Architecture) -> ParameterCount:
     return ParameterCount(total=non_embedding + embeddings, non_embedding=non_embedding)
 
 
-def checkpoint_bytes(arch: Architecture) -> int:
-    """Of all ranks' files: each weight and its two moments in float32, whatever the training computes in."""
-    return 12 * count_parameters(arch).total
+def checkpoint_bytes(arch: Architecture, optimizer: Literal["adamw", "muon"]) -> int:
+    """Of all ranks' files: each weight and its two moments in float32, whatever the training computes in. Muon keeps
+    one moment of the layers' matrices."""
+    matrices = arch.num_layers * block_matmul_parameters(arch) if optimizer == "muon" else 0
+    return 12 * count_parameters(arch).total - 4 * matrices
 
 
 def block_matmul_parameters(arch: Architecture) -> int:
@@ -64,12 +66,21 @@ def recomputed_flops_per_token(
     needs. selective keeps the results of all products and of attention: what it does again counts nothing. The output
     head keeps its gradients instead of the logits, so it recomputes nothing in any mode.
     """
+    scores = (2 if attention == "causal" else 4) * context_length * arch.num_heads * arch.head_dim
+    return recomputed_products(arch, mode) + _recomputed_blocks(arch, mode) * scores
+
+
+def recomputed_products(arch: Architecture, mode: str) -> int:
+    """Of recomputed_flops_per_token, what is products with weights."""
+    each = 2 * (block_matmul_parameters(arch) - arch.hidden_size * arch.ffn_hidden_size)
+    return _recomputed_blocks(arch, mode) * each
+
+
+def _recomputed_blocks(arch: Architecture, mode: str) -> int:
     if mode in ("none", "selective"):
         return 0
     every = 1 if mode in ("full", "offload") else int(mode.removeprefix("every_"))
-    blocks = -(-arch.num_layers // every)  # block 0, N, 2N, ...
-    products = 2 * (block_matmul_parameters(arch) - arch.hidden_size * arch.ffn_hidden_size)
-    return blocks * (products + (2 if attention == "causal" else 4) * context_length * arch.num_heads * arch.head_dim)
+    return -(-arch.num_layers // every)  # block 0, N, 2N, ...
 
 
 def short_count(count: int) -> str:

@@ -20,8 +20,9 @@ _PARTS = ("forward_seconds", "backward_seconds", "optimizer_seconds")
 
 @dataclass(frozen=True)
 class Speed:
-    """Of one rank, of `ranks` on its node. `rate`: FLOP/s of the passes, recomputation counted. `bandwidth`: bytes/s of
-    the update; None where it was not in the device's memory. `rest`: seconds of a step that are neither."""
+    """Of one rank, of `ranks` on its node. `rate`: FLOP/s of the passes, as Effort.passes counts them, recomputation
+    too. `bandwidth`: bytes/s of the update; None where it was not in the device's memory. `rest`: seconds of a step
+    that are neither."""
 
     rate: float
     bandwidth: float | None
@@ -29,7 +30,7 @@ class Speed:
     ranks: int
 
 
-def read_speed(run: Path, link: float) -> Speed:
+def read_speed(run: Path, link: float, fp8_gain: float | None = None) -> Speed:
     """As speed_of, of a pretraining run's folder. ConfigError where it does not tell."""
     effort, ranks = _effort(run)
     lines = _lines(run)
@@ -38,22 +39,26 @@ def read_speed(run: Path, link: float) -> Speed:
             f"--calibrate {run}: {len(lines)} logged steps, {WARM_UP + _LEAST} are needed (the first {WARM_UP} are "
             "left out): train it longer, or with log.every_steps=1"
         )
-    return speed_of(effort, ranks, lines[WARM_UP:], link)
+    return speed_of(effort, ranks, lines[WARM_UP:], link, fp8_gain)
 
 
-def speed_of(effort: Effort, ranks: int, lines: Sequence[Mapping[str, float]], link: float) -> Speed:
+def speed_of(
+    effort: Effort, ranks: int, lines: Sequence[Mapping[str, float]], link: float, fp8_gain: float | None = None
+) -> Speed:
     """By the medians of logged steps. `link`: bytes/s between the ranks, as the planner has it: what the reduction of
-    the gradients took by that is none of the passes' time."""
+    the gradients took by that is none of the passes' time, nor is what a CPU took for stage 3's gathers. `fp8_gain`: of
+    the device, as the planner has it."""
     forward, backward, update = (statistics.median(line[part] for line in lines) for part in _PARTS)
     step = statistics.median(line["step_seconds"] - line["data_wait_seconds"] for line in lines)
     passes = forward + backward
-    passes -= min(passes / 2, effort.gradient_bytes / (link * LINK_SHARE))
+    network = (effort.gradient_bytes + effort.awaited_bytes) / (link * LINK_SHARE)
+    passes -= min(passes / 2, network + effort.handling_seconds)
     own = update - min(update / 2, effort.gathered_bytes / (link * LINK_SHARE))
     bandwidth = effort.update_bytes / own if effort.update_bytes else None
     if bandwidth is not None:
         passes -= min(passes / 4, effort.again_bytes / bandwidth)
     rest = max(0.0, step - forward - backward - update)
-    return Speed((effort.forward_flops + effort.backward_flops) / passes, bandwidth, rest, ranks)
+    return Speed(sum(effort.passes(fp8_gain)) / passes, bandwidth, rest, ranks)
 
 
 def at_speed(plan: Plan, speed: Speed, source: str) -> Plan:

@@ -61,7 +61,7 @@ def remedy(work: Workload, room: Room, presets: dict[str, Zero]) -> Variant | No
     combined = [*_joined(smallest, leanest, work), *_joined(leanest, files, work), *_joined(smallest, files, work)]
     most = _joined(_joined(smallest, leanest, work), files, work)
     for variant in (*micro, *modes, *_without_copy(work), *files, *combined, *most):
-        if room.holds(memory_of(variant.work)):
+        if variant.work.is_allowed and room.holds(memory_of(variant.work)):
             return variant
     return None
 

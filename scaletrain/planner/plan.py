@@ -46,7 +46,7 @@ class Plan:
     @property
     def save_seconds(self) -> float:
         """That training waits for a checkpoint: for the copy, or for the disk."""
-        size = checkpoint_bytes(self.work.arch)
+        size = checkpoint_bytes(self.work.arch, self.work.optimizer)
         if self.work.copies_state:
             return size / self.work.ranks / _COPY_RATE
         return size / self.cluster.nodes / _DISK_RATE
@@ -54,7 +54,7 @@ class Plan:
     @property
     def disk_bytes(self) -> int:
         """Of the checkpoints that are kept, and of one that is being written."""
-        return (self.keep_last + 1) * checkpoint_bytes(self.work.arch)
+        return (self.keep_last + 1) * checkpoint_bytes(self.work.arch, self.work.optimizer)
 
     @cached_property
     def cost(self) -> Cost:

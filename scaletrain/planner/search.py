@@ -29,7 +29,7 @@ def search(plan: Plan, presets: Mapping[str, Zero]) -> list[Found]:
             for size in micro_batches(plan.work):
                 work = replace(with_micro_batch(plan.work, size), zero=zero, checkpointing=mode)
                 tried = replace(plan, work=work)
-                if tried.fits:
+                if work.is_allowed and tried.fits:
                     overrides = (
                         f"deepspeed={path}",
                         f"train.micro_batch_size={size}",

@@ -8,7 +8,12 @@ nothing overlaps. A plan, not a promise: kernels' own times, small matrices and 
 from dataclasses import dataclass, replace
 
 from scaletrain.config.hardware import Hardware
-from scaletrain.model.count import flops_per_token, recomputed_flops_per_token
+from scaletrain.model.count import (
+    block_matmul_parameters,
+    flops_per_token,
+    recomputed_flops_per_token,
+    recomputed_products,
+)
 from scaletrain.planner.communication import gathers, gradient_bytes, weight_bytes
 from scaletrain.planner.workload import Workload
 
@@ -44,16 +49,27 @@ class Cluster:
 
 @dataclass(frozen=True)
 class Effort:
-    """What a rank does in an optimizer step, on whatever device. Backward FLOPs: recomputation too. Bytes: of the
-    update in the device's memory (0: it is elsewhere), of what a rank sends for the gradients, and for the weights
-    after the update (at stage 3 nothing then)."""
+    """What a rank does in an optimizer step, on whatever device. Backward FLOPs: recomputation too; `fp8`: those of
+    them that are products in FP8. Bytes: of the update in the device's memory (0: it is elsewhere), of what a rank
+    sends for the gradients, and for the weights after the update (at stage 3 nothing then)."""
 
     forward_flops: float
     backward_flops: float
     update_bytes: float
     gradient_bytes: float
     gathered_bytes: float
-    again_bytes: float = 0.0  # read and written by what selective checkpointing computes again, and on gradients' way
+    # Read and written beside products: by what selective checkpointing computes again, on gradients' way, by rounding.
+    again_bytes: float = 0.0
+    forward_fp8: float = 0.0
+    backward_fp8: float = 0.0
+    # What stage 3 takes inside the passes of a CPU, where nothing is hidden: gathers, and seconds of its own work.
+    awaited_bytes: float = 0.0
+    handling_seconds: float = 0.0
+
+    def passes(self, fp8_gain: float | None) -> tuple[float, float]:
+        """FLOPs of both, those in FP8 counted as the fewer in the plain precision that take as long."""
+        spared = 1 - 1 / (fp8_gain or 1.0)
+        return self.forward_flops - spared * self.forward_fp8, self.backward_flops - spared * self.backward_fp8
 
 
 def effort_of(work: Workload) -> Effort:
@@ -62,9 +78,21 @@ def effort_of(work: Workload) -> Effort:
     again = recomputed_flops_per_token(work.arch, work.context, work.checkpointing) * tokens
     is_here = not work.zero.offloads_optimizer or work.device == "cpu"
     update = _ADAM_BYTES * _updated(work) if is_here else 0.0
-    gathered = weight_bytes(work) if work.zero.stage < 3 else 0.0
-    moved = _again_bytes(work) + _bucketing_bytes(work)
-    return Effort(useful / 3, useful * 2 / 3 + again, update, gradient_bytes(work), gathered, moved)
+    is_gathered_within = work.zero.stage == 3 and work.device == "cpu"
+    products = 2 * work.arch.num_layers * block_matmul_parameters(work.arch) * tokens if work.fp8 else 0
+    products_again = recomputed_products(work.arch, work.checkpointing) * tokens if work.fp8 else 0
+    return Effort(
+        forward_flops=useful / 3,
+        backward_flops=useful * 2 / 3 + again,
+        update_bytes=update,
+        gradient_bytes=gradient_bytes(work),
+        gathered_bytes=weight_bytes(work) if work.zero.stage < 3 else 0.0,
+        again_bytes=_again_bytes(work) + _bucketing_bytes(work) + _rounding_bytes(work),
+        forward_fp8=products,
+        backward_fp8=2 * products + products_again,
+        awaited_bytes=weight_bytes(work) if is_gathered_within else 0.0,
+        handling_seconds=_handling(work),
+    )
 
 
 def _again_bytes(work: Workload) -> float:
@@ -82,6 +110,20 @@ def _bucketing_bytes(work: Workload) -> float:
         return 0.0
     times = work.accumulation if work.zero.stage == 2 else 1
     return times * work.itemsize * (4.0 * work.parameters + 2.0 * work.share_of(work.parameters))
+
+
+def _rounding_bytes(work: Workload) -> float:
+    """FP8 with a scale for each row: both factors of a product are read in bf16 and written in a byte along the
+    dimension that it sums over. Of a Linear layer's three products each factor is in two."""
+    if not work.fp8:
+        return 0.0
+    arch = work.arch
+    wide = arch.ffn_hidden_size * (1 if arch.family == "gpt2" else 2)  # out of up, or gate and up
+    heads = arch.head_dim * (arch.num_heads + 2 * arch.num_kv_heads)
+    inputs = 2 * arch.hidden_size + arch.num_heads * arch.head_dim + arch.ffn_hidden_size
+    outputs = 2 * arch.hidden_size + wide + heads
+    factors = work.tokens * (inputs + outputs) + block_matmul_parameters(arch)
+    return 2.0 * (work.itemsize + 1) * arch.num_layers * factors * work.accumulation
 
 
 @dataclass(frozen=True)
@@ -108,8 +150,8 @@ def step_time(work: Workload, cluster: Cluster, share: float = COMPUTE_SHARE, re
     """`share`: of the dense peak that matrix products and all around them reach. `rest`: seconds of a step that are
     neither passes nor update."""
     effort, rate = effort_of(work), cluster.hardware.rates[work.precision] * share
-    forward = effort.forward_flops / rate
-    backward = effort.backward_flops / rate + effort.again_bytes / cluster.hardware.bandwidth
+    forward, backward = (flops / rate for flops in effort.passes(cluster.hardware.fp8_gain))
+    backward += effort.again_bytes / cluster.hardware.bandwidth
     link = cluster.link * LINK_SHARE
     reducing, gathering = effort.gradient_bytes / link, weight_bytes(work) / link
     if work.device == "cpu":  # collectives take the cores that compute
@@ -123,7 +165,7 @@ def step_time(work: Workload, cluster: Cluster, share: float = COMPUTE_SHARE, re
         hides = work.zero.stage > 0 and work.zero.overlaps
         exposed = gathering + (max(0.0, reducing - beside) if hides else reducing)
     tokens = work.tokens * work.accumulation * work.ranks
-    return StepTime(forward, backward, _update(work, effort, cluster), exposed + _handling(work), tokens, rest)
+    return StepTime(forward, backward, _update(work, effort, cluster), exposed + effort.handling_seconds, tokens, rest)
 
 
 def _handling(work: Workload) -> float:

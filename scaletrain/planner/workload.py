@@ -6,6 +6,7 @@ from typing import Literal
 
 from scaletrain.config.architecture import Architecture
 from scaletrain.config.deepspeed import bucket_elements
+from scaletrain.config.fp8_rules import trains_in_fp8
 from scaletrain.config.schema import Precision
 from scaletrain.model.activation_bytes import Activations, activations
 from scaletrain.model.count import block_matmul_parameters, count_parameters
@@ -17,7 +18,7 @@ ITEMSIZE: dict[Precision, int] = {"bf16": 2, "fp16": 2, "fp32": 4}
 @dataclass(frozen=True)
 class Workload:
     """`sharing` ranks share each sample; `micro_batch` samples a forward pass. `copies_state`: checkpoints are written
-    from a copy in host memory while training goes on."""
+    from a copy in host memory while training goes on. `fp8`: the blocks' products are."""
 
     arch: Architecture
     context: int
@@ -31,6 +32,12 @@ class Workload:
     sharing: int = 1
     optimizer: Literal["adamw", "muon"] = "adamw"
     copies_state: bool = True
+    fp8: bool = False
+
+    @property
+    def is_allowed(self) -> bool:
+        """Whether a run does not refuse it."""
+        return not self.fp8 or trains_in_fp8(self.zero.stage, self.checkpointing)
 
     @property
     def itemsize(self) -> int:

@@ -75,6 +75,14 @@ def test_host_memory_is_judged_when_it_is_given(folder: Path) -> None:
     assert "this machine tells its own memory" in run("recipe.yaml", "--gpu=cpu", "--host-memory-gb=9", code=2)
 
 
+def test_fp8_is_planned_where_a_run_takes_it(folder: Path) -> None:
+    fp8 = ("recipe.yaml", "train.fp8=true", "--gpus-per-node", "8")
+    assert "bf16, FP8 products, ZeRO 3" in run(*fp8)
+    assert "train.fp8=true with --gpu a100-80, which has no FP8 products" in run(*fp8, "--gpu", "a100-80", code=2)
+    assert "keeps each gathered weight" in run(*fp8, "train.activation_checkpointing=none", code=2)
+    assert "tokens of a micro-batch on one rank 4004 is not" in run(*fp8, "data.context_length=1001", code=2)
+
+
 def test_plain_values_for_a_program(folder: Path) -> None:
     found = json.loads(run("recipe.yaml", "--gpus-per-node", "8", "--mtbf-hours", "1000", "--json"))
     assert found["fits"] is True

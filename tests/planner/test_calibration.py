@@ -15,13 +15,14 @@ from scaletrain.planner.workload import Workload
 from tests.planner.made import workload
 
 LINK = 40e9
-TRUE = Hardware("t", 1, {"bf16": 3e12, "fp16": 3e12, "fp32": 3e12}, 20e9, LINK, LINK, "made")
+TRUE = Hardware("t", 1, {"bf16": 3e12, "fp16": 3e12, "fp32": 3e12}, 20e9, LINK, LINK, "made", fp8_gain=2.0)
 
 
 def write_run(folder: Path, work: Workload, rest: float = 0.0, *, lines: int = 9, **more: Any) -> StepTime:
     """A run whose steps take what the planner says of devices that are known; its first two steps take far longer."""
     time = step_time(work, Cluster(TRUE, 1, work.ranks, LINK), share=1.0, rest=rest)
-    reducing = effort_of(work).gradient_bytes / (LINK * LINK_SHARE)
+    effort = effort_of(work)
+    reducing = (effort.gradient_bytes + effort.awaited_bytes) / (LINK * LINK_SHARE) + effort.handling_seconds
     values = {
         "forward_seconds": time.forward,
         "backward_seconds": time.backward + reducing,
@@ -42,10 +43,22 @@ def one_after_another(stage: int, ranks: int) -> Workload:
     return replace(work, zero=replace(work.zero, overlaps=False))
 
 
-@pytest.mark.parametrize(("stage", "ranks"), [(0, 1), (1, 1), (0, 4), (1, 4), (2, 4)])
-def test_what_a_run_reached_is_read_from_it(stage: int, ranks: int, tmp_path: Path) -> None:
-    write_run(tmp_path / "run", one_after_another(stage, ranks), rest=0.5)
-    found = read_speed(tmp_path / "run", LINK)
+@pytest.mark.parametrize(
+    ("stage", "ranks", "more"),
+    [
+        (0, 1, {}),
+        (1, 1, {}),
+        (0, 4, {}),
+        (1, 4, {}),
+        (2, 4, {}),
+        (1, 4, {"fp8": True}),
+        (3, 4, {"device": "cpu"}),
+        (3, 4, {"device": "cpu", "checkpointing": "none"}),
+    ],
+)
+def test_what_a_run_reached_is_read_from_it(stage: int, ranks: int, more: dict[str, Any], tmp_path: Path) -> None:
+    write_run(tmp_path / "run", replace(one_after_another(stage, ranks), **more), rest=0.5)
+    found = read_speed(tmp_path / "run", LINK, TRUE.fp8_gain)
     assert found.rate == pytest.approx(3e12, rel=1e-6)
     assert found.bandwidth == pytest.approx(20e9, rel=1e-6)
     assert (found.rest, found.ranks) == (pytest.approx(0.5, rel=1e-6), 4)

@@ -73,6 +73,16 @@ def test_host_memory_is_judged_where_it_is_known() -> None:
     assert "zero3-offload.json" not in {one.variant.overrides[0].partition("=")[2] for one in search(wide, PRESETS)}
 
 
+def test_what_a_run_would_refuse_is_not_proposed() -> None:
+    """FP8 at ZeRO 3 where blocks are kept."""
+    wide = planned(workload(1, fp8=True), Room(10**12), Cluster(hardware("h100"), 1, 8, 50e9))
+    found = [one.variant.work for one in search(wide, PRESETS)]
+    assert {work.checkpointing for work in found if work.zero.stage == 3} == {"full"}
+    assert {work.checkpointing for work in found if work.zero.stage == 1} == {"none", "selective", "full"}
+    change = remedy(workload(1, fp8=True, checkpointing="none"), Room(24 * 10**9), PRESETS)
+    assert change is not None and change.work.zero.stage == 3 and change.work.checkpointing == "full"
+
+
 def planned(work: Workload, room: Room, cluster: Cluster) -> Plan:
     return Plan(work, cluster, room, steps=10, keep_last=2)
 

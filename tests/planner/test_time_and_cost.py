@@ -66,6 +66,20 @@ def test_offload_and_recomputation_cost_time() -> None:
     assert step_time(workload(2, zero={"offloads_optimizer": True}), cluster(1)).update > 10 * plain.update
 
 
+def test_products_in_fp8_take_less_time_and_rounding_takes_some() -> None:
+    plain, fp8 = (step_time(workload(1, fp8=is_fp8), cluster(1), share=0.5) for is_fp8 in (False, True))
+    arch = workload(1).arch
+    products = 2 * 32 * (4 * 4096**2 + 3 * 4096 * 11008) * 4096  # FLOPs forward: qkv and output, gate, up and down
+    rate = 989e12 * 0.5
+    assert plain.forward - fp8.forward == pytest.approx(products * (1 - 989 / 1979) / rate)
+    again = recomputed_flops_per_token(arch, 4096, "full") * 4096 - 32 * 2 * 4096 * 4096 * 4096
+    # A token's inputs of qkv, output, up with gate, and down, and what comes out; each read in bf16 twice.
+    factors = 4096 * (4096 + 4096 + 4096 + 11008 + 3 * 4096 + 4096 + 2 * 11008 + 4096) + products // (2 * 32 * 4096)
+    rounding = 2 * 3 * 32 * factors / 3350e9
+    spared = (2 * products + again) * (1 - 989 / 1979) / rate
+    assert plain.backward - fp8.backward == pytest.approx(spared - rounding)
+
+
 def test_llama_3s_interruptions_are_the_default() -> None:
     assert pytest.approx(54 * 24 * 2048 / 419) == DEFAULT_NODE_MTBF_HOURS
     cost = cost_of(3600.0, devices=16_384, nodes=2048, save_seconds=1.0)
