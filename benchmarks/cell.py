@@ -26,7 +26,8 @@ _KILLED = (-9, 137)  # by the kernel, for nobody else does
 
 @dataclass(frozen=True)
 class Cell:
-    """`label` names the model for a person; `micro_batch` None: the largest that fits."""
+    """`label` names the model for a person; `micro_batch` None: the largest that fits; `samples`: that a rank reads in
+    a step, None: one micro-batch."""
 
     label: str
     model: Model
@@ -36,11 +37,14 @@ class Cell:
     precision: Precision
     ranks: int
     micro_batch: int | None
+    samples: int | None = None
 
     @property
     def name(self) -> str:
         """The same in each run of the benchmark, and no other cell's."""
-        batch = "max" if self.micro_batch is None else self.micro_batch
+        batch = "max" if self.micro_batch is None else str(self.micro_batch)
+        if self.samples is not None and self.micro_batch is not None:
+            batch = f"{self.samples // self.micro_batch} x {batch}"
         ranks = f", {self.ranks} ranks" if self.ranks > 1 else ""
         way = f"ZeRO {self.stage}, {self.checkpointing}, {self.precision}{ranks}"
         return f"{self.label}, {batch} x {self.context}, {way}"
@@ -64,7 +68,7 @@ def overrides(cell: Cell, data: Path, folder: Path, micro_batch: int, steps: int
     """What turns the recipe into this cell."""
     model = {"preset": "null", **cell.model.model_dump(exclude_none=True)}
     return [
-        *run_overrides(data, folder, micro_batch * cell.ranks, steps, cell.stage),
+        *run_overrides(data, folder, (cell.samples or micro_batch) * cell.ranks, steps, cell.stage),
         f"data.context_length={cell.context}",
         *(f"model.{name}={value}" for name, value in model.items()),
         f"train.micro_batch_size={micro_batch}",

@@ -12,10 +12,11 @@ from scaletrain.assemble.pretraining import Pretraining
 from scaletrain.assemble.settle import Settled
 from scaletrain.config.hardware import hardware_of
 from scaletrain.errors import ConfigError
+from scaletrain.planner.effort import Effort, effort_of
 from scaletrain.planner.fit import PROCESS_BYTES
 from scaletrain.planner.memory import Memory, memory_of
 from scaletrain.planner.plan import parts_of
-from scaletrain.planner.time import Cluster, Effort, effort_of, step_time
+from scaletrain.planner.time import Cluster, step_time
 from scaletrain.planner.workload import Workload
 from scaletrain.planner.zero import read_zero
 from scaletrain.runtime import dist

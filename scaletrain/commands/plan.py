@@ -12,6 +12,7 @@ from scaletrain.errors import EXIT_USER, ConfigError
 
 if TYPE_CHECKING:
     from scaletrain.planner.plan import Plan
+    from scaletrain.planner.zero import Zero
 
 _BEST = 10
 
@@ -19,18 +20,23 @@ _BEST = 10
 def plan(
     recipe: Annotated[Path, typer.Argument(help="A recipe")],
     overrides: Annotated[list[str] | None, typer.Argument(metavar="section.key=value", help="As for training")] = None,
-    nodes: Annotated[int, typer.Option(min=1, help="How many nodes")] = 1,
-    gpus_per_node: Annotated[int, typer.Option(min=1, help="Devices, and ranks, of each node")] = 1,
+    nodes: Annotated[int, typer.Option(min=1, max=100_000, help="How many nodes")] = 1,
+    gpus_per_node: Annotated[int, typer.Option(min=1, max=1024, help="Devices, and ranks, of each node")] = 1,
     gpu: Annotated[str, typer.Option(help=f"Device: {', '.join(hardware_names())} (this machine)")] = "h100",
-    price: Annotated[float | None, typer.Option(min=0, help="Of one device's hour")] = None,
+    price: Annotated[float | None, typer.Option(min=0, max=1e6, help="Of one device's hour")] = None,
     mtbf_hours: Annotated[
-        float | None, typer.Option(min=0.01, help="Hours between faults of one node; default: Llama 3's")
+        float | None, typer.Option(min=0.01, max=1e9, help="Hours between faults of one node; default: Llama 3's")
     ] = None,
-    link_gbps: Annotated[float | None, typer.Option(min=0.001, help="Network of a device to other nodes")] = None,
+    link_gbps: Annotated[
+        float | None, typer.Option(min=0.001, max=1e6, help="Network of a device to other nodes")
+    ] = None,
     host_memory_gb: Annotated[
-        float | None, typer.Option(min=0.001, help="Memory of a GPU node; without it, it is told and not judged")
+        float | None,
+        typer.Option(min=0.001, max=1e6, help="Memory of a GPU node; without it, it is told and not judged"),
     ] = None,
-    tflops: Annotated[float | None, typer.Option(min=1e-6, help="Matrix rate of a rank, in place of the known")] = None,
+    tflops: Annotated[
+        float | None, typer.Option(min=1e-6, max=1e6, help="Matrix rate of a rank, in place of the known")
+    ] = None,
     vocab_size: Annotated[int | None, typer.Option(min=2, help="Of the tokenizer, where the data are not here")] = None,
     calibrate: Annotated[
         Path | None, typer.Option(metavar="RUN", help="Speed as this run reached it, on one such device or more")
@@ -62,11 +68,22 @@ def plan(
     if write is not None and not search:
         raise ConfigError(f"--write {write} writes what a search finds: give --search too")
     loaded, preset = load_with_deepspeed(recipe, overrides or [], deepspeed_config)
+    if search:  # it finds its own; the given one may not divide among so many ranks
+        train = loaded.train.model_copy(update={"micro_batch_size": None})
+        loaded = loaded.model_copy(update={"train": train})
     settled = settle(loaded, preset)
     device = device_of(gpu, gpus_per_node, settled, tflops)
     if link_gbps is not None:
         device = replace(device, network=link_gbps / 8 * 1e9)
     if isinstance(settled, FinetuneRecipe):
+        given = {
+            "--search": search, "--json": as_json, "--price": price is not None, "--calibrate": calibrate is not None,
+            "--mtbf-hours": mtbf_hours is not None, "--vocab-size": vocab_size is not None,
+            "--link-gbps": link_gbps is not None, "--tflops": tflops is not None and gpu != CPU,
+        }  # fmt: skip
+        if any(given.values()):
+            words = ", ".join(name for name, is_given in given.items() if is_given)
+            raise ConfigError(f"{words}: of a fine-tuning memory alone is planned, and told in words: leave it out")
         room = room_of(device, gpus_per_node, host_memory_gb)
         plan_finetuning(settled, preset, ranks=nodes * gpus_per_node, room=room)
         return
@@ -85,7 +102,8 @@ def plan(
     if calibrate is not None:
         made = at_speed_of(made, calibrate)
     if search:
-        _search(made, recipe, write, as_json=as_json)
+        own = {str(deepspeed_config or loaded.deepspeed): made.work.zero}
+        _search(made, recipe, own, write, as_json=as_json)
         return
     _tell(made, recipe, as_json=as_json)
 
@@ -103,13 +121,16 @@ def _tell(made: "Plan", recipe: Path, *, as_json: bool) -> None:
         raise typer.Exit(EXIT_USER)
 
 
-def _search(made: "Plan", recipe: Path, write: Path | None, *, as_json: bool) -> None:
+def _search(made: "Plan", recipe: Path, own: "dict[str, Zero]", write: Path | None, *, as_json: bool) -> None:
+    """`own`: the recipe's DeepSpeed file, which need not be a shipped one."""
     from scaletrain.commands.plan_text import table
     from scaletrain.commands.planned_recipe import shipped_presets
     from scaletrain.planner.search import search
     from scaletrain.runtime.files import write_whole
 
-    found = search(made, shipped_presets(recipe))[:_BEST]
+    shipped = shipped_presets(recipe)
+    presets = shipped if set(own.values()) <= set(shipped.values()) else shipped | own
+    found = search(made, presets)[:_BEST]
     if as_json:
         rows = [
             {

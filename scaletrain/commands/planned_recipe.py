@@ -1,6 +1,7 @@
 """A recipe and devices as a plan: what `scaletrain plan` and `scaletrain submit` ask of the planner. No torch, but for
 the matrix rate of this machine."""
 
+import math
 import sys
 from collections.abc import Mapping
 from dataclasses import replace
@@ -53,7 +54,12 @@ def plan_recipe(
     )
     cluster = Cluster(device, nodes, devices_per_node, device.network)
     room = room_of(device, devices_per_node, host_memory_gb)
-    return Plan(work, cluster, room, planned_steps(recipe), recipe.checkpoint.keep_last)
+    steps, said = planned_steps(recipe), recipe.checkpoint
+    every = said.every_steps if said.every_steps is not None and said.every_steps < steps else None
+    stay = int(said.best_metric is not None)
+    if every is not None and said.keep_every_steps is not None:
+        stay += steps // math.lcm(every, said.keep_every_steps)
+    return Plan(work, cluster, room, steps, said.keep_last, kept=stay, save_steps=every)
 
 
 def _check_fp8(

@@ -9,8 +9,9 @@ from typing import Any
 
 from scaletrain.config.hardware import CPU
 from scaletrain.errors import ConfigError
+from scaletrain.planner.effort import Effort
 from scaletrain.planner.plan import Plan
-from scaletrain.planner.time import LINK_SHARE, Effort
+from scaletrain.planner.time import LINK_SHARE
 from scaletrain.runtime.run_files import METRICS, PLAN
 
 WARM_UP = 2  # logged lines: compiling, caches, the allocator's first requests
@@ -52,7 +53,7 @@ def speed_of(
     step = statistics.median(line["step_seconds"] - line["data_wait_seconds"] for line in lines)
     passes = forward + backward
     network = (effort.gradient_bytes + effort.awaited_bytes) / (link * LINK_SHARE)
-    passes -= min(passes / 2, network + effort.handling_seconds)
+    passes -= min(passes / 2, network + effort.host_seconds)
     own = update - min(update / 2, effort.gathered_bytes / (link * LINK_SHARE))
     bandwidth = effort.update_bytes / own if effort.update_bytes else None
     if bandwidth is not None:

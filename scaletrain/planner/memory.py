@@ -131,6 +131,8 @@ def standing(work: Workload) -> Iterator[Part]:
     yield Part("weights", b * weights, is_host=zero.offloads_parameters)
     yield Part("float32 masters", _rounded(work, _MASTER * S, off), is_host=off)
     yield Part("optimizer moments", work.moments_of(S), is_host=off)
+    if zero.copy_ranks > 1:
+        yield Part("weights for its node", b * -(-P // zero.copy_ranks))
     if zero.stage == 3:
         yield Part("gradients of its part", _rounded(work, b * S, off), is_host=off)
         bucket = work.reduce_bucket if work.device == "cuda" else min(P, work.reduce_bucket)

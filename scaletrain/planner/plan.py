@@ -18,13 +18,16 @@ _DISK_RATE = 1e9  # bytes/s that the ranks of a node write together: an assumpti
 
 @dataclass(frozen=True)
 class Plan:
-    """`steps`: of the whole run. `price`: of a device's hour."""
+    """`steps`: of the whole run. `keep_last` checkpoints are on the disk at most, and `kept` that stay for ever.
+    `save_steps`: between checkpoints, None: at the end alone. `price`: of a device's hour."""
 
     work: Workload
     cluster: Cluster
     room: Room
     steps: int
     keep_last: int
+    kept: int = 0
+    save_steps: int | None = None
     price: float | None = None
     node_mtbf_hours: float = DEFAULT_NODE_MTBF_HOURS
     share: float = COMPUTE_SHARE
@@ -54,7 +57,7 @@ class Plan:
     @property
     def disk_bytes(self) -> int:
         """Of the checkpoints that are kept, and of one that is being written."""
-        return (self.keep_last + 1) * checkpoint_bytes(self.work.arch, self.work.optimizer)
+        return (self.keep_last + self.kept + 1) * checkpoint_bytes(self.work.arch, self.work.optimizer)
 
     @cached_property
     def cost(self) -> Cost:
@@ -63,6 +66,7 @@ class Plan:
             devices=self.cluster.ranks,
             nodes=self.cluster.nodes,
             save_seconds=self.save_seconds,
+            interval=min(self.save_steps or self.steps, self.steps) * self.time.seconds,
             node_mtbf_hours=self.node_mtbf_hours,
             price=self.price,
         )
@@ -101,6 +105,8 @@ class Plan:
             "run_mtbf_hours": cost.run_mtbf / 3600,
             "checkpoint_interval_seconds": cost.interval,
             "goodput": cost.goodput,
+            "best_checkpoint_interval_seconds": cost.best_interval,
+            "best_goodput": cost.best_goodput,
         }
 
 

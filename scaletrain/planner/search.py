@@ -1,7 +1,7 @@
 """All ways to train a recipe on a cluster that fit, the fastest first."""
 
-import math
-from collections.abc import Mapping
+from bisect import bisect_right
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
 from scaletrain.planner.fit import Variant, micro_batches, with_micro_batch
@@ -10,7 +10,8 @@ from scaletrain.planner.plan import Plan
 from scaletrain.planner.time import StepTime
 from scaletrain.planner.zero import Zero
 
-MODES = ("none", "selective", "full")
+MODES = ("none", "selective", "full", "offload")
+NEAR = 1.01
 
 
 @dataclass(frozen=True)
@@ -21,11 +22,11 @@ class Found:
 
 
 def search(plan: Plan, presets: Mapping[str, Zero]) -> list[Found]:
-    """ZeRO stage and offload (`presets`, by the DeepSpeed file's path) x checkpointing x micro-batch; the fastest by
-    plan first, of equally fast ones the one that needs least memory."""
+    """ZeRO stage and offload (`presets`, by the DeepSpeed file's path) x checkpointing x micro-batch; the best first,
+    see ordered."""
     found = []
     for path, zero in presets.items():
-        for mode in MODES:
+        for mode in MODES if plan.work.device == "cuda" else MODES[:-1]:
             for size in micro_batches(plan.work):
                 work = replace(with_micro_batch(plan.work, size), zero=zero, checkpointing=mode)
                 tried = replace(plan, work=work)
@@ -36,9 +37,23 @@ def search(plan: Plan, presets: Mapping[str, Zero]) -> list[Found]:
                         f"train.activation_checkpointing={mode}",
                     )
                     found.append(Found(Variant(work, overrides), tried.memory, tried.time))
-    return sorted(found, key=lambda one: rank(one.time.seconds, one.memory.peak_bytes))
+    return ordered(found)
 
 
-def rank(step_seconds: float, peak_bytes: int) -> tuple[int, int]:
-    """Less is better. Steps within a percent are equally fast: no plan knows more."""
-    return round(100 * math.log(step_seconds)), peak_bytes
+def ordered(found: Iterable[Found]) -> list[Found]:
+    """The fastest first, and of those within a percent of the fastest left the plainest: no plan knows more."""
+    left = sorted(found, key=lambda one: one.time.seconds)
+    best: list[Found] = []
+    while left:
+        near = bisect_right(left, NEAR * left[0].time.seconds, key=lambda one: one.time.seconds)
+        best += sorted(left[:near], key=_plainness)
+        left = left[near:]
+    return best
+
+
+def _plainness(one: Found) -> tuple[bool, int, int, int, int]:
+    """Less is better. What a plan knows least of comes last: offload, a higher stage, more checkpointing, many small
+    micro-batches; then memory counts."""
+    work, zero = one.variant.work, one.variant.work.zero
+    away = zero.offloads_optimizer or zero.offloads_parameters
+    return away, zero.stage, MODES.index(work.checkpointing), -work.micro_batch, one.memory.peak_bytes

@@ -22,6 +22,10 @@ class Zero:
     prefetch_bucket: int = 50_000_000  # that are gathered at once
     sub_group: int = 1_000_000_000
     reduces_by_all_reduce: bool = True  # stages 1 and 2, see communication.py
+    # ZeRO++ at stage 3: so many neighbours hold a copy of the weights among them; what travels in 8 and 4 bits.
+    copy_ranks: int = 1
+    quantizes_weights: bool = False
+    quantizes_gradients: bool = False
 
 
 def read_zero(preset: Mapping[str, Any]) -> Zero:
@@ -41,4 +45,7 @@ def read_zero(preset: Mapping[str, Any]) -> Zero:
         prefetch_bucket=int(said.get("stage3_prefetch_bucket_size", 50_000_000)),
         sub_group=int(said.get("sub_group_size", 1_000_000_000)),
         reduces_by_all_reduce=said.get("use_multi_rank_bucket_allreduce", True),
+        copy_ranks=int(said.get("zero_hpz_partition_size", 1)),
+        quantizes_weights=said.get("zero_quantized_weights", False),
+        quantizes_gradients=said.get("zero_quantized_gradients", False),
     )

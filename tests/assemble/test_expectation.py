@@ -10,7 +10,7 @@ from scaletrain.assemble import expectation
 from scaletrain.assemble.pretraining import settle_pretraining
 from scaletrain.data.shards import Dataset
 from scaletrain.errors import ConfigError
-from scaletrain.planner.time import Effort
+from scaletrain.planner.effort import Effort
 from scaletrain.track.sinks import JsonLines
 from tests.conftest import write_recipe
 

@@ -10,7 +10,8 @@ import pytest
 from scaletrain.config.hardware import Hardware
 from scaletrain.errors import ConfigError
 from scaletrain.planner.calibration import Speed, read_speed
-from scaletrain.planner.time import LINK_SHARE, Cluster, StepTime, effort_of, step_time
+from scaletrain.planner.effort import effort_of
+from scaletrain.planner.time import LINK_SHARE, Cluster, StepTime, step_time
 from scaletrain.planner.workload import Workload
 from tests.planner.made import workload
 
@@ -22,11 +23,11 @@ def write_run(folder: Path, work: Workload, rest: float = 0.0, *, lines: int = 9
     """A run whose steps take what the planner says of devices that are known; its first two steps take far longer."""
     time = step_time(work, Cluster(TRUE, 1, work.ranks, LINK), share=1.0, rest=rest)
     effort = effort_of(work)
-    reducing = (effort.gradient_bytes + effort.awaited_bytes) / (LINK * LINK_SHARE) + effort.handling_seconds
+    reducing = (effort.gradient_bytes + effort.awaited_bytes) / (LINK * LINK_SHARE) + effort.host_seconds
     values = {
         "forward_seconds": time.forward,
         "backward_seconds": time.backward + reducing,
-        "optimizer_seconds": time.update + time.exposed - reducing,
+        "optimizer_seconds": time.update + time.exposed + time.host - reducing,
         "step_seconds": time.seconds + 0.25,
         "data_wait_seconds": 0.25,
     }

@@ -4,10 +4,11 @@ import math
 
 import pytest
 
-from scaletrain.config.hardware import hardware
+from scaletrain.config.hardware import cpu, hardware
 from scaletrain.model.count import flops_per_token, recomputed_flops_per_token
 from scaletrain.planner.communication import gradient_bytes, sent_bytes, weight_bytes
 from scaletrain.planner.cost import DEFAULT_NODE_MTBF_HOURS, checkpoint_interval, cost_of
+from scaletrain.planner.memory import standing
 from scaletrain.planner.time import LINK_SHARE, Cluster, step_time
 from tests.planner.made import workload
 
@@ -82,7 +83,7 @@ def test_products_in_fp8_take_less_time_and_rounding_takes_some() -> None:
 
 def test_llama_3s_interruptions_are_the_default() -> None:
     assert pytest.approx(54 * 24 * 2048 / 419) == DEFAULT_NODE_MTBF_HOURS
-    cost = cost_of(3600.0, devices=16_384, nodes=2048, save_seconds=1.0)
+    cost = cost_of(3600.0, devices=16_384, nodes=2048, save_seconds=1.0, interval=600.0)
     assert cost.run_mtbf / 3600 == pytest.approx(54 * 24 / 419)
 
 
@@ -95,25 +96,80 @@ def test_the_interval_is_youngs_with_dalys_terms() -> None:
 
 
 def test_cost_counts_device_hours_and_what_faults_take() -> None:
-    cost = cost_of(3600.0 * 100, devices=16, nodes=2, save_seconds=2.0, node_mtbf_hours=1000, price=2.5)
-    assert 0.9 < cost.goodput < 1
+    known = {"devices": 16, "nodes": 2, "save_seconds": 2.0, "node_mtbf_hours": 1000.0}
+    cost = cost_of(3600.0 * 100, interval=600.0, price=2.5, **known)
+    # A save each 600 s, and each 500 hours half of an interval and the restart.
+    assert cost.goodput == pytest.approx(1 - 2 / 602 - (301 + 300) / (500 * 3600), abs=1e-5)
     assert cost.device_hours == pytest.approx(1600 / cost.goodput)
     assert cost.money == pytest.approx(2.5 * cost.device_hours)
-    assert cost_of(1.0, devices=1, nodes=1, save_seconds=1.0).money is None
+    assert cost_of(1.0, devices=1, nodes=1, save_seconds=1.0, interval=9.0).money is None
 
 
-def test_a_cluster_that_dies_more_often_than_it_saves_never_ends() -> None:
-    cost = cost_of(3600.0, devices=8, nodes=1000, save_seconds=600.0, node_mtbf_hours=10)
-    assert cost.goodput == 0
-    assert cost.hours == math.inf
+def test_no_interval_loses_less_than_the_best() -> None:
+    known = {"devices": 16, "nodes": 64, "save_seconds": 30.0, "node_mtbf_hours": 200.0}
+    best = cost_of(3600.0, interval=1000.0, **known).best_interval
+    kept = [cost_of(3600.0, interval=factor * best, **known).goodput for factor in (0.25, 0.8, 1, 1.25, 4)]
+    assert max(kept) == kept[2] == cost_of(3600.0, interval=1000.0, **known).best_goodput
+    assert kept[0] < kept[1]
+    assert kept[4] < kept[3]
+
+
+def test_a_run_that_dies_more_often_than_it_saves_never_ends() -> None:
+    rare = cost_of(3600.0, devices=8, nodes=1000, save_seconds=60.0, interval=3600.0, node_mtbf_hours=10)
+    assert rare.goodput == 0
+    assert rare.hours == math.inf
+    assert 0 < rare.best_goodput < 0.1
 
 
 def test_on_a_cpu_nothing_of_the_network_is_hidden() -> None:
     for stage in range(4):
-        work = workload(stage, device="cpu")
+        work = workload(stage, device="cpu", accumulation=2)
         time = step_time(work, cluster(1))
-        handling = 32 * 7 * 1.5 * 0.9e-3 if stage == 3 else 0.0  # a tensor, gathered once more than without recomputing
-        assert time.exposed == pytest.approx(sent_bytes(work) / (450e9 * LINK_SHARE) + handling)
+        assert time.exposed == pytest.approx(sent_bytes(work) / (450e9 * LINK_SHARE))
+        tensors = 7 * 1.5 * 0.9e-3 if stage == 3 else 0.0  # each gathered once more than without recomputing
+        assert time.host == pytest.approx(2 * (2e-3 + 32 * (1.3 * 0.7e-3 + tensors)))
+
+
+def test_a_gpus_host_costs_where_it_is_slower() -> None:
+    """Micro-batches of few tokens wait for Python, larger ones do not."""
+    few, many = (step_time(workload(1, context=size), cluster(1)) for size in (16, 4096))
+    assert few.host == pytest.approx(1e-3 + 32 * 1.3 * 0.4e-3 - few.forward - few.backward)
+    assert many.host == 0
+
+
+def test_what_is_offloaded_travels_in_each_micro_batch() -> None:
+    """Of the weights a rank's part, twice; of the gradients, to which those of three more are added on the GPU."""
+    away = {"offloads_optimizer": True, "offloads_parameters": True}
+    time = step_time(workload(3, context=16, accumulation=4, zero=away), cluster(1))
+    moved = 2 * -(-P // 8) * (4 * 2 + 7) / 25e9
+    assert time.host == pytest.approx(moved - time.forward - time.backward)
+    assert step_time(workload(3, context=16, accumulation=4), cluster(1)).host < time.host
+
+
+def test_each_adapter_of_a_node_carries_a_ring() -> None:
+    assert cluster(2).link == 8 * 50e9
+    assert cluster(2, 800).link == 450e9  # then NVLink is slower
+    assert Cluster(cpu(1e12, "made"), 2, 8, 1e9).link == 1e9  # gloo has one
+
+
+def test_zeropp_sends_less_and_holds_a_copy_for_the_node() -> None:
+    """Weights in 8 bits, in the backward pass from the node alone; gradients in 4 bits."""
+    pp = {"copy_ranks": 8, "quantizes_weights": True, "quantizes_gradients": True}
+    work = workload(3, ranks=64, zero=pp)
+    forward, backward, reduced = (63 / 64 * P, 7 / 8 * P, 63 / 64 * 0.5 * P)
+    assert sent_bytes(work) == pytest.approx(forward + backward + reduced)
+    copy = sum(part.bytes for part in standing(work)) - sum(part.bytes for part in standing(workload(3, ranks=64)))
+    assert copy == 2 * -(-P // 8)
+
+
+def test_ranks_that_share_samples_exchange_them_in_each_layer() -> None:
+    """Queries, keys, values and the result, 4,096 wide each, in three passes."""
+    work = workload(1, sharing=4)
+    alone = workload(1)
+    more = 3 * 32 * 3 / 4 * 1024 * 4 * 4096 * 2
+    assert sent_bytes(work) - sent_bytes(alone) == pytest.approx(more)
+    plain = step_time(alone, cluster(1))
+    assert step_time(work, cluster(1)).exposed >= more / (450e9 * LINK_SHARE) > plain.exposed * 0
 
 
 def test_on_a_cpu_gradients_go_through_buckets_at_stages_1_and_2() -> None:
