@@ -2,7 +2,7 @@
 
 import statistics
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
@@ -10,10 +10,11 @@ import torch
 from scaletrain.assemble.planned import workload_of
 from scaletrain.assemble.pretraining import Pretraining
 from scaletrain.assemble.settle import Settled
-from scaletrain.config.hardware import hardware_of
+from scaletrain.cluster.doctor.finding import Finding
+from scaletrain.config.hardware import CPU, cpu, hardware_of
 from scaletrain.errors import ConfigError
 from scaletrain.planner.effort import Effort, effort_of
-from scaletrain.planner.fit import PROCESS_BYTES
+from scaletrain.planner.fit import CPU_MARGIN, FRAGMENTATION, PROCESS_BYTES, Room, remedy
 from scaletrain.planner.memory import Memory, memory_of
 from scaletrain.planner.plan import parts_of
 from scaletrain.planner.time import Cluster, step_time
@@ -24,6 +25,7 @@ from scaletrain.runtime.files import write_json
 from scaletrain.runtime.machine import available_memory
 from scaletrain.runtime.run_files import METRICS, PLAN
 from scaletrain.track.meter import peak_memory_bytes
+from scaletrain.track.peak import Peak
 from scaletrain.track.sinks import read_lines
 
 HOPELESS = 1.1  # times the memory that there is: a plan that needs more is wrong by less than what is missing
@@ -42,6 +44,7 @@ class Expected:
     tokens_per_second: float | None
     effort: Effort | None  # None of a fine-tuning
     ranks_of_node: int
+    device: str  # as its driver calls it, or "cpu"
     host_bytes: int = 0
     host_moment: str = ""
 
@@ -61,6 +64,26 @@ def begin(settled: Settled, *, force: bool) -> Expected:
     return expected
 
 
+def doubts(settled: Settled, expected: Expected) -> list[Finding]:
+    """A plan that is nearer to the memory that there is than plans are right, and was not refused."""
+    room = room_of(settled)
+    need = int(expected.peak_bytes * (1 + (CPU_MARGIN if settled.device.type == "cpu" else FRAGMENTATION)))
+    if room is None or need <= room:
+        return []
+    what = f"a rank needs {need / 1e9:,.2f} GB by plan with its margin, and has {room / 1e9:,.2f} GB"
+    return [Finding("warn", "plan", what, f"it may not last; {_change(settled, room)}")]
+
+
+def at_peak(expected: Expected, settled: Settled, peak: Peak) -> Expected:
+    """With the rate of a CPU, which is known once it is measured."""
+    work = workload(settled)
+    if work is None or settled.device.type == "cuda" or peak.flops is None:
+        return expected
+    world, device = settled.world, cpu(peak.flops, peak.source)
+    cluster = Cluster(device, world.nodes, world.local_size, device.network)
+    return replace(expected, tokens_per_second=step_time(work, cluster).tokens_per_second)
+
+
 def expect(settled: Settled) -> Expected:
     """NotPlannableError, on all ranks, for a fine-tuning whose model does not take a dry pass."""
     work = workload(settled)
@@ -74,6 +97,7 @@ def expect(settled: Settled) -> Expected:
         tokens_per_second=None if work is None else _rate(settled, work),
         effort=None if work is None else effort_of(work),
         ranks_of_node=settled.world.local_size,
+        device=torch.cuda.get_device_name(settled.device) if settled.device.type == "cuda" else CPU,
         host_bytes=0 if memory.is_one else host.host,
         host_moment="" if memory.is_one else host.name,
     )
@@ -126,8 +150,15 @@ def _refuse_above(room: int | None, need: int, what: str, settled: Settled) -> N
     if room is not None and need > HOPELESS * room:
         raise ConfigError(
             f"{settled.recipe.run.dir}: a rank needs {need / 1e9:,.2f} GB{what} by plan, and has "
-            f"{room / 1e9:,.2f} GB: `scaletrain plan` says what fits, --force goes on"
+            f"{room / 1e9:,.2f} GB: {_change(settled, room)}, --force goes on"
         )
+
+
+def _change(settled: Settled, room: int) -> str:
+    """What the user can do."""
+    work = workload(settled)
+    change = None if work is None else remedy(work, Room(room, is_cpu=settled.device.type == "cpu"), {})
+    return "`scaletrain plan` says what fits" if change is None else f"{' '.join(change.overrides)} makes it fit"
 
 
 def write(expected: Expected, folder: Path) -> None:

@@ -51,7 +51,7 @@ def _speed(plan: Plan) -> Iterator[str]:
     yield (
         f"step    {time.seconds:.3g} s: forward {time.forward:.3g}, backward {time.backward:.3g}, update "
         f"{time.update:.3g}, waits for the network {time.exposed:.3g}{_more('host work', time.host)}"
-        f"{_more('the rest', time.rest)}; passes at {plan.share:.0%} of the dense peak ({plan.share_source})"
+        f"{_more('the rest', time.rest)}; passes at {plan.compute_share:.0%} of the dense peak ({plan.share_source})"
     )
     yield f"rate    {time.tokens_per_second:,.0f} tokens/s, MFU {mfu:.0%}"
     money = "" if cost.money is None else f", {cost.money:,.0f} at {plan.price:g} an hour"

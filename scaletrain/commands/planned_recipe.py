@@ -80,7 +80,7 @@ def precision_of(recipe: AnyRecipe) -> Precision:
 def at_speed_of(plan: Plan, run: Path) -> Plan:
     """The plan at the speed of a run. ConfigError where it does not tell."""
     cluster = plan.cluster
-    return at_speed(plan, read_speed(run, cluster.link, cluster.hardware.fp8_gain), f"as {run} reached")
+    return at_speed(plan, read_speed(run, cluster.link, cluster.hardware), f"as {run} reached")
 
 
 def remedy_of(plan: Plan, recipe: Path) -> Variant | None:

@@ -19,6 +19,7 @@ from scaletrain.runtime.stop import first_launchers
 from scaletrain.runtime.world import World
 
 if TYPE_CHECKING:
+    from scaletrain.assemble.expectation import Expected
     from scaletrain.assemble.settle import Settled
     from scaletrain.cluster.doctor.finding import Finding
     from scaletrain.engine.trainer import Trainer
@@ -153,20 +154,18 @@ def _train_held(
     from scaletrain.assemble import expectation, out_of_memory
     from scaletrain.assemble.settle import measure_peak
     from scaletrain.assemble.start import start_run
-    from scaletrain.cluster.doctor.finding import Finding, lines
+    from scaletrain.cluster.doctor.finding import lines
     from scaletrain.runtime.dist import together
     from scaletrain.runtime.leftovers import describe_leftovers
     from scaletrain.runtime.op_folder import use_built_ops
 
-    try:
-        expected = expectation.begin(settled, force=force)
-    except NotPlannableError as error:
-        expected, findings = None, [*findings, Finding("note", "plan", f"memory is not planned: {error}")]
+    expected, findings = _expected(settled, findings, force=force)
     use_built_ops()
     if settled.world.local_rank == 0:  # on each node, before an op build could wait for a dead one's lock
         for line in describe_leftovers():
             print(line, file=terminal.out)
     peak = measure_peak(settled)
+    expected = expected and expectation.at_peak(expected, settled, peak)
     if settled.world.is_first:
         print("\n".join([*header(settled, peak), *lines(findings)]), file=terminal.out)
     with out_of_memory.told(settled, expected):
@@ -189,6 +188,20 @@ def _train_held(
     if stopped and (trainer.stop.obeyed_file or _is_last_wanted(trainer)):
         report_wish(stopped)
     return EXIT_STOPPED if stopped else 0
+
+
+def _expected(
+    settled: "Settled", findings: "Sequence[Finding]", *, force: bool
+) -> "tuple[Expected | None, list[Finding]]":
+    """What the run expects, if that can be told, and what is to be said of it."""
+    from scaletrain.assemble import expectation
+    from scaletrain.cluster.doctor.finding import Finding
+
+    try:
+        expected = expectation.begin(settled, force=force)
+    except NotPlannableError as error:
+        return None, [*findings, Finding("note", "plan", f"memory is not planned: {error}")]
+    return expected, [*findings, *expectation.doubts(settled, expected)]
 
 
 def _finish(settled: "Settled", trainer: "Trainer") -> list[str]:

@@ -174,6 +174,11 @@ def _shared_problems(recipe: AnyRecipe) -> list[str]:
         )
     if (steps := profiled(train)) is not None and steps[0] > steps[1]:
         found.append(f"train.profile_steps={train.profile_steps} ends before it begins: write the lower step first")
+    elif steps is not None and train.max_steps is not None and steps[0] > train.max_steps:
+        found.append(
+            f"train.profile_steps={train.profile_steps} begins after the last step, train.max_steps="
+            f"{train.max_steps}: choose earlier ones"
+        )
     if recipe.optim.decay_ratio != type(recipe.optim)().decay_ratio and recipe.optim.schedule != "wsd":
         found.append(
             f"optim.decay_ratio={recipe.optim.decay_ratio} has no effect with optim.schedule={recipe.optim.schedule}: "

@@ -230,6 +230,7 @@ def _rule(kind: str, value: Any, context: Mapping[str, Any]) -> str | None:
         "bool_parsing": "should be true or false",
         "string_type": "should be text: put it in quotes",
         "string_too_short": "should not be empty",
+        "list_type": "should be a list, such as [a, b]",
         "model_type": "should be a section: keys on lines of their own, indented below it",
         "dict_type": "should be a section: keys on lines of their own, indented below it",
     }.get(kind)

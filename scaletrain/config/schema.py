@@ -33,6 +33,12 @@ def _checkpointing(value: str) -> str:
     return value
 
 
+def _steps(value: str) -> str:
+    if re.fullmatch(r"[1-9]\d*(-[1-9]\d*)?", value) is None:
+        raise ValueError("should be a step or the first and the last of some, from 1 on, such as 10-12")
+    return value
+
+
 def _variable(name: str) -> str:
     if re.fullmatch(r"[A-Za-z_]\w*", name, re.ASCII) is None:
         raise ValueError("should be a variable's name")
@@ -176,7 +182,7 @@ class Model(Section):
     """Hugging Face folder whose weights (and architecture) the training starts from, instead of random ones."""
     family: Family | None = None
     """gpt2: learned positions, LayerNorm, GELU, biases. llama: RoPE, RMSNorm, SwiGLU, no biases."""
-    num_layers: Positive | None = None
+    num_layers: Annotated[Positive, Field(le=10_000)] | None = None
     num_heads: Positive | None = None
     num_kv_heads: Positive | None = None
     """Key/value heads (grouped-query attention, llama only); default: num_heads."""
@@ -229,7 +235,7 @@ class Train(Section):
     fp8: bool = False
     """The blocks' matrix products in FP8 (torchao), on GPUs that have it, in bf16. Set train.compile=blocks with it:
     without, the conversions cost more than is won."""
-    profile_steps: Annotated[str, BeforeValidator(_written), Field(pattern=r"^[1-9]\d*(-[1-9]\d*)?$")] | None = None
+    profile_steps: Annotated[str, BeforeValidator(_written), AfterValidator(_steps)] | None = None
     """Steps of rank 0 that torch's profiler watches, such as 10-12: a trace and the dearest operations in RUN/profile.
     They take longer meanwhile."""
 

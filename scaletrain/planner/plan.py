@@ -9,7 +9,7 @@ from scaletrain.planner.communication import sent_bytes
 from scaletrain.planner.cost import DEFAULT_NODE_MTBF_HOURS, Cost, cost_of
 from scaletrain.planner.fit import Room
 from scaletrain.planner.memory import Memory, memory_of
-from scaletrain.planner.time import COMPUTE_SHARE, Cluster, StepTime, step_time
+from scaletrain.planner.time import COMPUTE_SHARES, Cluster, StepTime, step_time
 from scaletrain.planner.workload import Workload
 
 _COPY_RATE = 20e9  # bytes/s of a rank's state into pinned host memory: PCIe 4.0 x16
@@ -30,7 +30,7 @@ class Plan:
     save_steps: int | None = None
     price: float | None = None
     node_mtbf_hours: float = DEFAULT_NODE_MTBF_HOURS
-    share: float = COMPUTE_SHARE
+    share: float | None = None  # of the dense peak, see step_time
     share_source: str = "assumed"
     rest: float = 0.0  # seconds of a step that are neither passes, update nor collectives
 
@@ -41,6 +41,10 @@ class Plan:
     @cached_property
     def time(self) -> StepTime:
         return step_time(self.work, self.cluster, self.share, self.rest)
+
+    @property
+    def compute_share(self) -> float:
+        return COMPUTE_SHARES[self.work.device] if self.share is None else self.share
 
     @property
     def fits(self) -> bool:
@@ -97,7 +101,7 @@ class Plan:
                 "rest": time.rest,
             },
             "tokens_per_second": time.tokens_per_second,
-            "compute_share": self.share,
+            "compute_share": self.compute_share,
             "steps": self.steps,
             "hours": cost.hours,
             "device_hours": cost.device_hours,

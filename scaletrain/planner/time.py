@@ -18,7 +18,9 @@ from scaletrain.planner.communication import (
 from scaletrain.planner.effort import ADAM_BYTES, Effort, effort_of, host_seconds, updated_parameters
 from scaletrain.planner.workload import Workload
 
-COMPUTE_SHARE = 0.45  # of the dense peak, recomputation counted: Llama 3 405B had 38% to 43% MFU (Dubey et al. 2024)
+# Of the dense peak, recomputation counted. On GPUs Llama 3 405B had 38% to 43% MFU (Dubey et al. 2024); on a CPU with
+# AVX-512 BF16 docs/speed.md tells 75% to 86% of a large product's rate.
+COMPUTE_SHARES = {"cuda": 0.45, "cpu": 0.75}
 LINK_SHARE = 0.8  # of a link's rate that large collectives reach
 _OFFLOAD_RATE = 25e9  # bytes/s of a rank's part between GPU and host memory: PCIe 4.0 x16, pinned
 _HOST_ADAM_RATE = 20e9  # bytes/s of Adam in host memory, of a rank
@@ -73,9 +75,10 @@ class StepTime:
         return self.tokens / self.seconds
 
 
-def step_time(work: Workload, cluster: Cluster, share: float = COMPUTE_SHARE, rest: float = 0.0) -> StepTime:
-    """`share`: of the dense peak that matrix products and all around them reach. `rest`: seconds of a step that are
-    neither passes nor update."""
+def step_time(work: Workload, cluster: Cluster, share: float | None = None, rest: float = 0.0) -> StepTime:
+    """`share`: of the dense peak that matrix products and all around them reach, None: as assumed. `rest`: seconds of a
+    step that are neither passes nor update."""
+    share = COMPUTE_SHARES[work.device] if share is None else share
     effort, rate = effort_of(work), cluster.hardware.rates[work.precision] * share
     forward, backward = (flops / rate for flops in effort.passes(cluster.hardware.fp8_gain))
     backward += effort.again_bytes / cluster.hardware.bandwidth

@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from scaletrain.track.curves import Columns
-from scaletrain.track.recorded import Recorded
+from scaletrain.track.recorded import Recorded, time_of
 
 _BARS = "▁▂▃▄▅▆▇█"
 _NOT_FINITE = "x"
@@ -138,8 +138,8 @@ def _spread(run: Recorded) -> str:
 
 
 def _of_event(event: Mapping[str, Any]) -> str:
-    when = event.get("time")
-    clock = f"{datetime.fromtimestamp(when):%m-%d %H:%M:%S}  " if isinstance(when, (int, float)) else ""
+    when = time_of(event)
+    clock = "" if when is None else f"{datetime.fromtimestamp(when):%m-%d %H:%M:%S}  "
     more = ", ".join(f"{name} {_value(value)}" for name, value in event.items() if name not in _HIDDEN)
     return f"{clock}{event['event']} at step {event['step']:,}" + (f": {more}" if more else "")
 

@@ -1,11 +1,18 @@
 """What a run folder tells of its run so far: curves and events, followed while they grow."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from scaletrain.runtime.run_files import EVENTS, METRICS
 from scaletrain.track.curves import Curves
 from scaletrain.track.tail import Tail
+
+
+def time_of(event: Mapping[str, Any]) -> float | None:
+    """Seconds since 1970; None where it does not tell a time that a calendar has."""
+    value = event.get("time")
+    return float(value) if isinstance(value, (int, float)) and 0 <= value < 1e11 else None
 
 
 class Recorded:

@@ -11,6 +11,9 @@ from scaletrain.assemble.pretraining import settle_pretraining
 from scaletrain.data.shards import Dataset
 from scaletrain.errors import ConfigError
 from scaletrain.planner.effort import Effort
+from scaletrain.planner.fit import Room, with_micro_batch
+from scaletrain.planner.memory import memory_of
+from scaletrain.track.peak import Peak
 from scaletrain.track.sinks import JsonLines
 from tests.conftest import write_recipe
 
@@ -27,7 +30,7 @@ def test_what_is_expected_is_written_into_the_run_folder(recipe: Path, tmp_path:
     expectation.write(expected, tmp_path / "run")
     found = json.loads((tmp_path / "run" / "plan.json").read_text())
     known = {"peak_bytes", "moment", "parts", "process_bytes", "tokens_per_second"}
-    assert set(found) == known | {"effort", "ranks_of_node", "host_bytes", "host_moment"}
+    assert set(found) == known | {"effort", "ranks_of_node", "device", "host_bytes", "host_moment"}
     assert Effort(**found["effort"]) == expected.effort
     assert found["ranks_of_node"] == 1
     assert sum(found["parts"].values()) == found["peak_bytes"] == expected.peak_bytes
@@ -47,6 +50,37 @@ def test_a_hopeless_run_is_refused_and_can_be_forced(
     expectation.begin(settled, force=True)
 
 
+def test_a_plan_near_to_what_there_is_is_a_warning(recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    settled = settle_pretraining(recipe, ["train.micro_batch_size=8"], None)
+    expected = expectation.begin(settled, force=False)
+    assert expectation.doubts(settled, expected) == []
+    monkeypatch.setattr(expectation, "available_memory", lambda: int(expected.peak_bytes * 1.04))
+    (finding,) = expectation.doubts(settled, expected)
+    assert finding.severity == "warn"
+    assert "GB by plan with its margin, and has" in finding.text
+
+
+def test_a_refusal_names_a_change_that_fits(recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    settled = settle_pretraining(recipe, [], None)
+    work = expectation.workload(settled)
+    assert work is not None and work.micro_batch == 8
+    smaller = memory_of(with_micro_batch(work, 4))
+    room = Room(0, is_cpu=True).need(smaller)
+    monkeypatch.setattr(expectation, "HOPELESS", 0.0)
+    monkeypatch.setattr(expectation, "available_memory", lambda: room)
+    with pytest.raises(ConfigError, match="GB: train.micro_batch_size=4 makes it fit, --force goes on"):
+        expectation.begin(settled, force=False)
+
+
+def test_a_cpus_speed_is_planned_once_its_rate_is_measured(recipe: Path) -> None:
+    settled = settle_pretraining(recipe, [], None)
+    expected = expectation.begin(settled, force=False)
+    slow, fast = (expectation.at_peak(expected, settled, Peak(rate, "made")).tokens_per_second for rate in (1e9, 1e12))
+    assert slow is not None and fast is not None
+    assert 0 < slow < fast
+    assert expectation.at_peak(expected, settled, Peak(None, "unknown")) == expected
+
+
 def test_a_machine_that_does_not_tell_its_memory_refuses_nothing(recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(expectation, "available_memory", lambda: None)
     expectation.begin(settle_pretraining(recipe, [], None), force=False)
@@ -55,7 +89,7 @@ def test_a_machine_that_does_not_tell_its_memory_refuses_nothing(recipe: Path, m
 def test_the_end_tells_planned_beside_measured(recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     settled = settle_pretraining(recipe, [], None)
     effort = Effort(1.0, 2.0, 3.0, 0.0, 0.0)
-    expected = expectation.Expected(900_000_000, "update", {}, 100_000_000, None, effort, 1)
+    expected = expectation.Expected(900_000_000, "update", {}, 100_000_000, None, effort, 1, "cpu")
     monkeypatch.setattr(expectation, "peak_memory_bytes", lambda device: 800_000_000)
     line = "plan    a rank's memory: 1.00 GB planned, 0.80 GB measured (+25%)"
     assert expectation.compare(expected, settled) == line

@@ -122,7 +122,38 @@ def test_an_assumed_vocabulary_is_said(folder: Path) -> None:
     assert "1,024 tokens" in done.out
 
 
+def test_the_recipes_own_saves_decide_what_is_kept_and_what_is_lost(folder: Path) -> None:
+    odd = ("recipe.yaml", "--gpus-per-node", "8", "--mtbf-hours", "2", "train.max_steps=100_000")
+    assert "save    at the end alone: 0.0% of the time is work kept; each " in run(*odd, "checkpoint.every_steps=null")
+    assert "100,000 steps: no end: faults come before" in run(*odd, "checkpoint.every_steps=null")
+    told = json.loads(run(*odd, "checkpoint.every_steps=50", "--json"))
+    assert told["checkpoint_interval_seconds"] == pytest.approx(50 * told["step_seconds"])
+    assert 0 < told["goodput"] < told["best_goodput"] < 1
+    kept = run(*odd, "checkpoint.every_steps=100", "checkpoint.keep_every_steps=250", "checkpoint.best_metric=loss")
+    assert "disk    203 checkpoints and one being written" in kept  # 2, each 500th, the best
+
+
+def test_a_fine_tuning_refuses_what_is_not_planned_of_it(folder: Path) -> None:
+    told = run("finetune.yaml", "--search", "--json", "--price=2", code=2)
+    assert "--search, --json, --price: of a fine-tuning memory alone is planned" in told
+
+
+def test_a_search_needs_no_micro_batch_that_divides_and_knows_the_recipes_own_file(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("scaletrain.commands.plan._BEST", 1000)
+    (folder / "own.json").write_text('{"zero_optimization": {"stage": 2, "reduce_bucket_size": 7000000}}')
+    told = run("recipe.yaml", "--gpus-per-node", "128", "--search", "deepspeed=own.json", "--json")
+    found = json.loads(told)
+    assert found
+    sizes = {word.partition("micro_batch_size=")[2] for one in found for word in one["overrides"]}
+    assert sizes == {"", "1", "2"}
+    assert any("own.json" in word for one in found for word in one["overrides"])
+
+
 def test_faults_are_one_line(folder: Path) -> None:
+    for words in (["--mtbf-hours", "inf"], ["--price", "inf"], ["model.num_layers=100000000"]):
+        assert run("recipe.yaml", *words, code=2)
     assert "--gpu tpu is unknown" in run("recipe.yaml", "--gpu", "tpu", code=2)
     assert "error: --write x writes what a search finds: give --search too" in run("recipe.yaml", "--write=x", code=2)
     assert "is not a multiple of" in run("recipe.yaml", "--gpus-per-node", "7", code=2)
@@ -155,7 +186,7 @@ def test_a_run_calibrates_the_plan_of_another_recipe(folder: Path) -> None:
     effort = {"forward_flops": 1e12, "backward_flops": 2e12, "update_bytes": 28e6, "gradient_bytes": 0.0}
     (folder / "run").mkdir()
     (folder / "run" / "plan.json").write_text(
-        json.dumps({"effort": {**effort, "gathered_bytes": 0.0}, "ranks_of_node": 1})
+        json.dumps({"effort": {**effort, "gathered_bytes": 0.0}, "ranks_of_node": 1, "device": "NVIDIA H100"})
     )
     seconds = {"forward_seconds": 0.01, "backward_seconds": 0.02, "optimizer_seconds": 0.0001}
     line = {"step": 1, **seconds, "step_seconds": 0.0401, "data_wait_seconds": 0.0}

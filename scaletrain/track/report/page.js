@@ -99,12 +99,14 @@ function listen() {
   // Not the window's resizing alone: the scroll bar that comes with the charts takes of their width too.
   const place = document.getElementById("charts");
   let width = 0;
-  new ResizeObserver(() => {
+  const fit = () => {
     if (width === place.clientWidth) return;
     width = place.clientWidth;
     for (const chart of charts) chart.fit();
     drawEvents();
-  }).observe(place);
+  };
+  // In the next frame: sizes that change inside the observer's own call make the browser complain.
+  new ResizeObserver(() => requestAnimationFrame(fit)).observe(place);
 }
 
 view.follow("step");

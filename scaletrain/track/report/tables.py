@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from scaletrain.track.curves import Columns
+from scaletrain.track.recorded import time_of
 from scaletrain.track.report.run import ReportedRun
 
 _EVENTS = 500  # of a run, in the table
@@ -105,7 +106,7 @@ def differences(runs: Sequence[ReportedRun]) -> str:
 def told_events(run: ReportedRun) -> list[dict[str, Any]]:
     """For the time line: kind, step, time and a line."""
     return [
-        {"event": event["event"], "step": event["step"], "time": _time(event), "text": _cut(_details(event))}
+        {"event": event["event"], "step": event["step"], "time": time_of(event), "text": _cut(_details(event))}
         for event in run.recorded.events
     ]
 
@@ -115,7 +116,7 @@ def events(runs: Sequence[ReportedRun]) -> str:
     parts = []
     for run in runs:
         found = run.recorded.events
-        rows = [[_clock(_time(e)), e["event"], f"{e['step']:,}", _cut(_details(e))] for e in found[-_EVENTS:]]
+        rows = [[_clock(time_of(e)), e["event"], f"{e['step']:,}", _cut(_details(e))] for e in found[-_EVENTS:]]
         which = f"the last {_EVENTS} of {len(found):,}" if len(found) > _EVENTS else f"{len(found)}"
         table = _table(("time", "event", "step", "details"), rows)
         parts.append(f"<details><summary>{escape(run.name)}: {which} events</summary>{table}</details>")
@@ -165,11 +166,6 @@ def _text(value: Any) -> str:
 
 def _cut(text: str) -> str:
     return text if len(text) <= _CHARACTERS else f"{text[:_CHARACTERS]}…"
-
-
-def _time(event: Mapping[str, Any]) -> float | None:
-    value = event.get("time")
-    return float(value) if isinstance(value, (int, float)) and 0 <= value < 1e11 else None
 
 
 def _clock(seconds: float | None) -> str:
