@@ -49,11 +49,15 @@ def cases() -> Iterator[tuple[str, Steps, int]]:
     for stage in range(4):
         yield _named("medium", replace(base, stage=stage, precision="fp32"), 2)
         yield _named("medium", replace(base, stage=stage, reduce_bucket=4_000_000, samples=16), 2)
+        yield _named("medium", replace(base, stage=stage, accumulation=4), 2)
+        yield _named("medium", replace(base, stage=stage, optimizer="muon"), 1)
 
 
 def _named(size: str, steps: Steps, ranks: int) -> tuple[str, Steps, int]:
     bucket = "" if steps.reduce_bucket is None else f", buckets of {steps.reduce_bucket / 1e6:g} M"
-    way = f"{steps.precision}, {steps.checkpointing}{bucket}"
+    more = f", {steps.accumulation} micro-batches" if steps.accumulation > 1 else ""
+    more += ", Muon" if steps.optimizer == "muon" else ""
+    way = f"{steps.precision}, {steps.checkpointing}{bucket}{more}"
     return f"{steps.family} {size}, ZeRO {steps.stage}, {way}, {ranks} rank{'s' if ranks > 1 else ''}", steps, ranks
 
 
@@ -62,12 +66,13 @@ def planned(steps: Steps, ranks: int) -> tuple[Workload, Memory]:
         arch=steps.architecture(),
         context=steps.context,
         micro_batch=steps.samples,
-        accumulation=1,
+        accumulation=steps.accumulation,
         checkpointing=steps.checkpointing,
         precision=steps.precision,  # type: ignore[arg-type]
         zero=read_zero(read_preset(steps)),
         ranks=ranks,
         device="cuda" if torch.cuda.is_available() else "cpu",
+        optimizer=steps.optimizer,
     )
     return work, memory_of(work)
 

@@ -73,7 +73,8 @@ def measure(steps: Steps) -> dict[str, Any]:
     batch = {"input_ids": ids[:, :-1].contiguous(), "labels": ids[:, 1:].contiguous()}
 
     def step() -> None:
-        engine.train_step([batch], 1e-4, steps.samples * steps.context * dist.size())
+        tokens = steps.samples * steps.accumulation * steps.context * dist.size()
+        engine.train_step([batch] * steps.accumulation, 1e-4, tokens)
 
     found = {"built": resident.peak(device) - before}
     for _ in range(steps.steps):

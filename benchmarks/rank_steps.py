@@ -12,7 +12,7 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -47,6 +47,8 @@ class Steps:
     precision: str = "bf16"
     warm_up: int = 2
     reduce_bucket: int | None = None  # elements; None: as in ds_configs/
+    accumulation: int = 1  # micro-batches of a step, of `samples` each
+    optimizer: Literal["adamw", "muon"] = "adamw"
 
     def architecture(self) -> Architecture:
         sizes: dict[str, Any] = {"num_layers": self.layers, "num_heads": self.heads, "hidden_size": self.hidden}
@@ -80,16 +82,16 @@ def build_engine(steps: Steps, device: torch.device) -> Engine:
     task = PretrainTask(steps.architecture(), None, seed=1, activation_checkpointing=steps.checkpointing)  # type: ignore[arg-type]
     zero = read_preset(steps)["zero_optimization"]
     config = {
-        "train_batch_size": steps.samples * dist.size(),
+        "train_batch_size": steps.samples * steps.accumulation * dist.size(),
         "train_micro_batch_size_per_gpu": steps.samples,
-        "gradient_accumulation_steps": 1,
+        "gradient_accumulation_steps": steps.accumulation,
         "gradient_clipping": 1.0,
         "bf16": {"enabled": steps.precision == "bf16"},
         "zero_optimization": zero,
         "timers": {"throughput": {"enabled": False}},
         "steps_per_print": 10**9,
     }
-    return Engine(task, config, Optim(), device)
+    return Engine(task, config, Optim(name=steps.optimizer), device)
 
 
 def bind(world: World) -> None:

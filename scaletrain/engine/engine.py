@@ -98,7 +98,7 @@ class Engine:
         loss_sum = torch.zeros((), device=self._device)
         losses = []
         timers = {part: DeviceTime(self._device) for part in ("forward", "backward", "optimizer")}
-        for batch in batches:
+        for number, batch in enumerate(batches, start=1):
             pulse.mark("forward")
             with timers["forward"].part():
                 loss = self._task.loss_sums(engine, self._to_device(batch))["loss"]
@@ -107,7 +107,7 @@ class Engine:
                 engine.backward(loss * scale)
             loss_sum += loss.detach()
             losses.append(loss.detach())
-            if batch is not batches[-1]:
+            if number < len(batches):
                 engine.step()  # counts a micro-batch; updates nothing
         micro_losses = _copy_to_host(torch.stack(losses))
         pulse.mark("optimizer")

@@ -65,21 +65,41 @@ def _workers(held: Sequence[Sequence[Part]]) -> dict[str, int]:
 
 
 def map_matrices(
-    plan: Plan, values: Tensor, work: Callable[[Tensor], Tensor], dtype: torch.dtype
+    plan: Plan, values: Callable[[], Tensor], work: Callable[[Tensor], Tensor], dtype: torch.dtype
 ) -> list[tuple[Part, Tensor]]:
-    """`work` of each whole matrix of `values` (flat, as the plan's parts lie in it), in `dtype`: what falls on each of
-    this rank's parts. All ranks of the plan call it."""
+    """`work` of each whole matrix of what `values` makes (flat, as the plan's parts lie in it), in `dtype`: what falls
+    on each of this rank's parts. All ranks of the plan call it. Nothing is held longer than the next thing needs it."""
+    arrived = _exchange(_cut(plan, values(), dtype), plan.sent, plan.received)
+    device, whole = arrived.device, _assembled(plan, arrived)
+    del arrived
+    for name in list(whole):
+        whole[name] = work(whole.pop(name)).reshape(-1)
+    returned = _exchange(_taken_apart(plan, whole, device, dtype), plan.received, plan.sent)
+    return list(zip(plan.mine, torch.split(returned, _sizes(plan.mine)), strict=True))
+
+
+def _cut(plan: Plan, values: Tensor, dtype: torch.dtype) -> Tensor:
+    """What goes to others, rank by rank, in one tensor."""
     flat = values.view(-1)
-    sent = torch.cat([flat.new_empty(0, dtype=dtype), *(_of(part, flat).to(dtype) for part in plan.mine)])
-    arrived = _exchange(sent, plan.sent, plan.received)
+    return torch.cat([flat.new_empty(0, dtype=dtype), *(_of(part, flat).to(dtype) for part in plan.mine)])
+
+
+def _assembled(plan: Plan, arrived: Tensor) -> dict[str, Tensor]:
     whole: dict[str, Tensor] = {}
-    for part, piece in zip(plan.theirs, torch.split(arrived, [part.numel for part in plan.theirs]), strict=True):
-        matrix = whole.setdefault(part.name, flat.new_empty(part.shape, dtype=dtype))
+    for part, piece in zip(plan.theirs, torch.split(arrived, _sizes(plan.theirs)), strict=True):
+        matrix = whole.setdefault(part.name, arrived.new_empty(part.shape))
         matrix.view(-1)[part.start : part.start + part.numel] = piece
-    done = {name: work(matrix).reshape(-1) for name, matrix in whole.items()}
+    return whole
+
+
+def _taken_apart(plan: Plan, done: dict[str, Tensor], device: torch.device, dtype: torch.dtype) -> Tensor:
+    """What goes back, rank by rank."""
     back = [done[part.name][part.start : part.start + part.numel] for part in plan.theirs]
-    returned = _exchange(torch.cat([sent.new_empty(0), *back]), plan.received, plan.sent)
-    return list(zip(plan.mine, torch.split(returned, [part.numel for part in plan.mine]), strict=True))
+    return torch.cat([torch.empty(0, device=device, dtype=dtype), *back])
+
+
+def _sizes(parts: Sequence[Part]) -> list[int]:
+    return [part.numel for part in parts]
 
 
 def _of(part: Part, flat: Tensor) -> Tensor:

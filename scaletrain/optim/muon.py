@@ -82,9 +82,12 @@ class Muon(torch.optim.AdamW):
         state["step"] += 1
         momentum: Tensor = state["momentum_buffer"]
         momentum.lerp_(gradient, 1 - self._momentum)
-        direction = gradient.lerp(momentum, self._momentum) if self._nesterov else momentum
         tensor.mul_(1 - lr * weight_decay)
         work = partial(orthogonalize, steps=self._ns_steps)
+
+        def direction() -> Tensor:
+            return gradient.lerp(momentum, self._momentum) if self._nesterov else momentum
+
         turned = map_matrices(self._plans[tensor], direction, work, self._dtype)
         for part, update in turned:
             size = _ADAM_SIZE * math.sqrt(max(part.shape))

@@ -178,6 +178,8 @@ def _update(work: Workload) -> Iterator[Part]:
     if zero.stage == 3:
         group = min(group, max(zero.sub_group, work.share_of(work.largest_parameter)))
     flat = b * group if b < _MASTER else 0  # joined, then made float32; joined is enough in float32
+    if work.optimizer == "muon":  # then momentum in float32 and matrices in the run's precision, see optim/matrices.py
+        flat = max(flat, (_MASTER + b) * group)
     if zero.stage < 3:
         yield Part("gradients" if work.keeps_gradients_in_place else "gradients of its part", b * work.share_of(P))
     if not work.updates_in_blocks:

@@ -135,6 +135,8 @@ def test_where_a_rank_holds_whole_matrices_it_works_on_them_itself() -> None:
 def test_one_rank_maps_its_matrices_in_place_of_any() -> None:
     flat = torch.arange(20.0)
     parts = [Part("a", (2, 3), 0, 6, 1), Part("b", (3, 4), 0, 12, 8)]
-    found = dict(map_matrices(plan_work([parts], 0), flat, lambda matrix: matrix * matrix.shape[0], torch.float32))
+    found = dict(
+        map_matrices(plan_work([parts], 0), lambda: flat, lambda matrix: matrix * matrix.shape[0], torch.float32)
+    )
     assert torch.equal(found[parts[0]], flat[1:7] * 2)
     assert torch.equal(found[parts[1]], flat[8:20] * 3)
