@@ -27,7 +27,7 @@ _KILLED = (-9, 137)  # by the kernel, for nobody else does
 @dataclass(frozen=True)
 class Cell:
     """`label` names the model for a person; `micro_batch` None: the largest that fits; `samples`: that a rank reads in
-    a step, None: one micro-batch."""
+    a step, None: one micro-batch; `more`: overrides that win."""
 
     label: str
     model: Model
@@ -38,6 +38,7 @@ class Cell:
     ranks: int
     micro_batch: int | None
     samples: int | None = None
+    more: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
@@ -47,7 +48,7 @@ class Cell:
             batch = f"{self.samples // self.micro_batch} x {batch}"
         ranks = f", {self.ranks} ranks" if self.ranks > 1 else ""
         way = f"ZeRO {self.stage}, {self.checkpointing}, {self.precision}{ranks}"
-        return f"{self.label}, {batch} x {self.context}, {way}"
+        return ", ".join([f"{self.label}, {batch} x {self.context}, {way}", *self.more])
 
 
 @dataclass(frozen=True)
@@ -74,6 +75,7 @@ def overrides(cell: Cell, data: Path, folder: Path, micro_batch: int, steps: int
         f"train.micro_batch_size={micro_batch}",
         f"train.precision={cell.precision}",
         f"train.activation_checkpointing={cell.checkpointing}",
+        *cell.more,
     ]
 
 

@@ -23,8 +23,8 @@ def grid(args: argparse.Namespace, precision: str) -> list[Cell]:
         model = Model(family=args.family, num_layers=layers, num_heads=heads, hidden_size=hidden, vocab_size=args.vocab)
         models.append((f"{args.family} {layers}x{hidden}", model, context))
     return [
-        Cell(label, model, context or own_context, stage, checkpointing, chosen or precision, ranks, batch)
-        for (label, model, own_context), context, stage, checkpointing, chosen, ranks, batch in product(
+        Cell(label, model, context or own_context, stage, checkpointing, chosen or precision, ranks, batch, more=more)
+        for (label, model, own_context), context, stage, checkpointing, chosen, ranks, batch, more in product(
             models,
             args.contexts or [None],
             args.stages,
@@ -32,6 +32,7 @@ def grid(args: argparse.Namespace, precision: str) -> list[Cell]:
             args.precisions or [None],
             args.ranks,
             args.micro_batches,
+            args.variants or [()],
         )
     ]
 
@@ -91,6 +92,15 @@ def parser(description: str | None = None) -> argparse.ArgumentParser:
     made.add_argument("--precisions", type=listed(precision), help="default: bf16 where the device computes in it")
     made.add_argument("--micro-batches", type=listed(micro_batch), default=[8])
     made.add_argument("--ranks", type=listed(int), default=[1])
+    made.add_argument(
+        "--variant",
+        dest="variants",
+        type=lambda text: tuple(text.split()),
+        action="append",
+        metavar="'KEY=VALUE ...'",
+        help="overrides of the recipe, such as 'train.compile=blocks train.fp8=true' or "
+        "deepspeed=ds_configs/zero2-offload.json; again for another variant, '' for the plain one beside them",
+    )
     made.add_argument("--rounds", type=int, default=3)
     made.add_argument("--steps", type=steps, default=12, help="optimizer steps of a run; the first two are left out")
     made.add_argument("--memory-gb", type=float, help="on a CPU, for a run; default: 0.8 of what is free")

@@ -2,16 +2,18 @@
 
     python benchmarks/peers.py [--size small|base] [--rounds 3] [--steps 12] [--output benchmarks/results/NAME.json]
 
-Contestants: this project at ZeRO 1 and 0; the Hugging Face Trainer with its defaults, and with bf16 and the fused
-AdamW; LitGPT; nanoGPT's train.py; and a bare torch loop, on this project's GPT and on a plain one of torch's own parts.
+Contestants: this project at ZeRO 1 and 0, on a GPU also with its blocks compiled; the Hugging Face Trainer with its
+defaults (dropout of 0.1 among them, which no other here has), with bf16 and the fused AdamW, and so without dropout;
+LitGPT; nanoGPT's train.py; and a bare torch loop, on this project's GPT and on a plain one of torch's own parts.
 A peer that is not installed is left out, and told. In each round everyone runs once, one after another, in a process of
 its own, on Python's own source files with a vocabulary of 8,192. A contestant's figure is the median step of a round,
-without the first two (torch.compile works in the first). Ratios are taken within a round, and the matrix rate is
-measured right before each turn, so a machine whose speed drifts decides neither.
+without the first two (torch.compile works in the first). Ratios are taken within a round, and shares are of the
+round's median matrix rate, measured before each turn, so a machine whose speed drifts decides neither. All see one GPU.
 """
 
 import argparse
 import json
+import os
 import re
 import sys
 import tempfile
@@ -21,6 +23,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich.console import Console
 from rich.table import Table
 
@@ -38,6 +41,7 @@ SIZES = {"small": Sizes(6, 6, 384, 512, 8), "base": Sizes(12, 12, 768, 1024, 4)}
 SCRIPTS: dict[str, tuple[str, str]] = {
     "Trainer, defaults": ("hf_trainer.py", "--mode default"),
     "Trainer, bf16 + fused AdamW": ("hf_trainer.py", "--mode tuned"),
+    "Trainer, bf16 + fused AdamW, no dropout": ("hf_trainer.py", "--mode tuned --no-dropout"),
     "LitGPT, bf16-mixed": ("litgpt_loop.py", "--precision bf16-mixed"),
     "LitGPT, bf16-true": ("litgpt_loop.py", "--precision bf16-true"),
     "nanoGPT's train.py": ("nanogpt_loop.py", ""),
@@ -55,14 +59,18 @@ NEEDS: dict[str, tuple[str, Path | None]] = {
 }
 
 
-def run_ours(data: Path, sizes: Sizes, steps: int, stage: int) -> Turn:
+def one_gpu() -> dict[str, str]:
+    """With several the Trainer would train on all, in DataParallel."""
+    return {"CUDA_VISIBLE_DEVICES": os.environ.get("CUDA_VISIBLE_DEVICES", "0").partition(",")[0]}
+
+
+def run_ours(data: Path, sizes: Sizes, steps: int, stage: int, *more: str) -> Turn:
     """launch/pretrain.py, by the metrics.jsonl that every run writes."""
     rate = matrix_rate()
     with tempfile.TemporaryDirectory(prefix="scaletrain-benchmark-") as folder:
         run = Path(folder) / "run"
-        run_program(
-            [sys.executable, ROOT / "launch" / "pretrain.py", RECIPE, *overrides_for(data, run, sizes, steps, stage)]
-        )
+        words = [*overrides_for(data, run, sizes, steps, stage), *more]
+        run_program([sys.executable, ROOT / "launch" / "pretrain.py", RECIPE, *words], **one_gpu())
         lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     lines = [line for line in lines if "step_seconds" in line]
     return Turn(rate, median_step([line["step_seconds"] for line in lines]), lines[-1]["peak_memory_bytes"])
@@ -73,7 +81,7 @@ def run_peer(data: Path, sizes: Sizes, steps: int, script: str, told: str) -> Tu
     numbers = {**asdict(sizes), "steps": steps}
     words = [word for name, value in numbers.items() for word in (f"--{name}", str(value))]
     _, python = NEEDS.get(script, ("", None))
-    found = last_line_of([python or sys.executable, PEERS / script, data, *told.split(), *words])
+    found = last_line_of([python or sys.executable, PEERS / script, data, *told.split(), *words], **one_gpu())
     return Turn(rate, median_step(found["step_seconds"]), found["peak_memory_bytes"])
 
 
@@ -82,6 +90,8 @@ def contestants(data: Path, sizes: Sizes, steps: int, wanted: str) -> dict[str, 
     runs: dict[str, Callable[[], Turn]] = {
         f"scaletrain, ZeRO {stage}": partial(run_ours, data, sizes, steps, stage) for stage in (1, 0)
     }
+    if torch.cuda.is_available():
+        runs["scaletrain, ZeRO 1, compiled"] = partial(run_ours, data, sizes, steps, 1, "train.compile=blocks")
     for name, (script, told) in SCRIPTS.items():
         installed, _ = NEEDS.get(script, ("", None))
         if installed and not (INSTALLED / installed).exists():

@@ -34,7 +34,7 @@ ABOUT = {
     "optimizers": "Updates of Muon and AdamW",
     "plan_memory": "Planned memory beside what runs hold",
     "plan_speed": "Planned steps beside measured ones, calibrated by one run",
-    "switches": "What the switches for speed and memory do to the loss",
+    "switches": "What the switches for speed and memory do to the loss, the step and the memory",
 }
 
 
@@ -63,7 +63,8 @@ def section(name: str, result: Mapping[str, Any], pictures: str) -> str:
     lines = [
         f"## {ABOUT.get(benchmark, benchmark)} ({name})",
         "",
-        f"- Machine: {about['device']}, {about['cores']} cores, {about['threads']} threads; {about['platform']}",
+        f"- Machine: {about['device']}, {about['cores']} cores, {about['threads']} threads; {about['platform']}"
+        f"{rate_of(about)}",
         f"- Versions: {versions}; commit {about['git']}",
         f"- Command: `{' '.join(about['command'])}`",
     ]
@@ -76,11 +77,17 @@ def section(name: str, result: Mapping[str, Any], pictures: str) -> str:
     return "\n".join(lines)
 
 
+def rate_of(about: Mapping[str, Any]) -> str:
+    """Of the machine when the result was written: what it reaches differs from day to day where others share it."""
+    rate = about.get("matrix_rate")
+    return "" if rate is None else f"; a large matrix product then: {rate / 1e12:,.3g} TFLOP/s"
+
+
 def tabled(rows: Sequence[Mapping[str, Any]]) -> tuple[str, list[str]]:
     """What is the same in all rows, in words, and the rest as a Markdown table."""
     names = list(dict.fromkeys(name for row in rows for name in row))
     alike = {n: rows[0][n] for n in names if len(rows) > 1 and all(n in row and row[n] == rows[0][n] for row in rows)}
-    columns = [name for name in names if name not in alike]
+    columns = sorted((name for name in names if name not in alike), key=lambda name: name != "name")
     body = [[shown(name, row.get(name)) for name in columns] for row in rows]
     table = [[name.replace("_", " ") for name in columns], ["---"] * len(columns), *body]
     same = ", ".join(f"{name.replace('_', ' ')} {shown(name, value)}" for name, value in alike.items())

@@ -85,7 +85,7 @@ def save(path: Path, script: str, settings: Mapping[str, Any], rows: Sequence[Ma
 def surroundings(script: str) -> dict[str, Any]:
     """What figures depend on: versions, commit, machine and command, without a path or a name of this machine."""
     device = device_of(World())
-    about = {"device_type": device.type, **environment(World(), device, {})}
+    about = {"device_type": device.type, **environment(World(), device, {}), "matrix_rate": matrix_rate()}
     about["command"] = ["python", f"benchmarks/{script}", *_without_paths(sys.argv[1:])]
     for name in ("host", "network", "deepspeed_config"):
         del about[name]
@@ -96,14 +96,28 @@ def _without_paths(words: Sequence[str]) -> list[str]:
     return [Path(word).name if word.startswith("/") else word for word in words]
 
 
+def against(old: Path, new: Path) -> list[str]:
+    """As slower(), of all figures of two results: a rate that fell, seconds that grew."""
+    rows = json.loads(new.read_text(encoding="utf-8"))["rows"]
+    figures = {name for row in rows for name, value in row.items() if isinstance(value, dict)}
+    lines = []
+    for figure in sorted(figures):
+        if figure.endswith(("per_second", "seconds")):
+            lines += slower(old, rows, figure)
+    return lines
+
+
 def slower(old: Path, rows: Sequence[Mapping[str, Any]], figure: str) -> list[str]:
-    """A line for each row whose `figure` (more is better) is below that of the result in `old` by more than the noise:
-    the ranges do not meet, and the medians differ by more than NOISE."""
+    """A line for each row whose `figure` is worse than that of the result in `old` by more than the noise: the ranges
+    do not meet, and the medians differ by more than NOISE. Less of seconds is better, and more of all else."""
     before = {row["name"]: row[figure] for row in json.loads(old.read_text(encoding="utf-8"))["rows"] if figure in row}
     lines = []
     for row in rows:
         was, now = before.get(row["name"]), row.get(figure)
-        if was is None or now is None or now["high"] >= was["low"] or now["median"] > (1 - NOISE) * was["median"]:
+        if was is None or now is None:
+            continue
+        worse, better = (now, was) if figure.endswith("seconds") else (was, now)
+        if better["high"] >= worse["low"] or better["median"] > (1 - NOISE) * worse["median"]:
             continue
         lines.append(
             f"slower: {row['name']}: {figure} {now['median']:.4g} ({now['low']:.4g} to {now['high']:.4g}), was "

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import torch
 
-from scaletrain.track.peak import measure_matrix_rate
+from scaletrain.track.peak import measure_matrix_rate, peak_of
 
 COPIED = 256 << 20  # bytes: past any cache
 
@@ -33,7 +33,9 @@ def bound(flops: float, moved: float, machine: Machine) -> Bound:
 
 
 def measure_machine(device: torch.device, dtype: torch.dtype) -> Machine:
-    return Machine(measure_matrix_rate(device, dtype), measure_copy_bandwidth(device))
+    """A GPU's rate by its data sheet, where that is known: a product that takes microseconds is half waiting."""
+    rate = peak_of(device, dtype).flops
+    return Machine(rate or measure_matrix_rate(device, dtype), measure_copy_bandwidth(device))
 
 
 def measure_copy_bandwidth(device: torch.device, rounds: int = 8) -> float:

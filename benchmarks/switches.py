@@ -1,4 +1,4 @@
-"""Whether the switches for speed and memory leave the loss curve where it was.
+"""Whether the switches for speed and memory leave the loss curve where it was, and what they gain.
 
     python benchmarks/switches.py [--steps 60] [--seeds 1,2,3] [--only compile] [--output benchmarks/results/NAME.json]
 
@@ -6,11 +6,13 @@ A small GPT-2 learns from Python's own sources with a vocabulary of 8,192: once 
 float32 and in bfloat16 (only there where the switch asks for it). float32: the largest difference of a step's loss to
 the plain run of the same seed, which rounding alone may make. bfloat16: the largest difference of a validation loss to
 that of the plain run of the same seed, beside what the plain runs of the seeds lie apart at the same step. Exit code 1
-when a switch is beyond its bound.
+when a switch is beyond its bound. Step and memory are the runs' own, beside the plain run of the same seed; runs of one
+seed follow each other.
 """
 
 import argparse
 import json
+import statistics
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -22,7 +24,8 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.bench_data import RECIPE, Sizes, overrides_for, prepare_data
-from benchmarks.record import ROOT, run_program, save
+from benchmarks.record import ROOT, run_program, save, spread
+from benchmarks.timed import WARM_UP_STEPS
 
 BOUND_FP32 = 1e-5
 EVALUATIONS = 6
@@ -44,6 +47,7 @@ SWITCHES = {
     "selective checkpointing": Switch(("train.activation_checkpointing=selective",)),
     "full checkpointing": Switch(("train.activation_checkpointing=full",)),
     "checkpointing of every 2nd block": Switch(("train.activation_checkpointing=every_2",)),
+    "checkpointing with offload": Switch(("train.activation_checkpointing=offload",)),
     "compiled blocks": Switch(("train.compile=blocks",)),
     "without kernels in C++": Switch(("run.env.CXX=/bin/false",), precisions=("bf16",)),
     "4 micro-batches": Switch(("train.micro_batch_size=2",)),
@@ -52,15 +56,18 @@ SWITCHES = {
     "ZeRO 3": Switch(stage=3),
     "2 ranks, ZeRO 1": Switch(ranks=2),
     "2 ranks, ZeRO 3": Switch(stage=3, ranks=2),
+    "2 ranks that share samples": Switch(("train.sequence_parallel=2",), ranks=2),
 }
 
 
 @dataclass(frozen=True)
 class Curve:
-    """Losses by step: of training, and of the validation split."""
+    """Losses by step: of training, and of the validation split. What a step took, in the middle, and a rank held."""
 
     train: Mapping[int, float]
     validation: Mapping[int, float]
+    step_seconds: float = 0.0
+    peak_memory_bytes: int = 0
 
     def away_from(self, other: "Curve", split: str) -> float:
         """The largest difference at a step."""
@@ -93,8 +100,13 @@ def curve(data: Path, args: argparse.Namespace, switch: Switch, precision: str, 
         script = ROOT / "launch" / "pretrain.py"
         run_program([sys.executable, *(launch if switch.ranks > 1 else []), script, RECIPE, *words])
         lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
-    train = {line["step"]: line["loss"] for line in lines if "loss" in line}
-    return Curve(train, {line["step"]: line["eval_loss"] for line in lines if "eval_loss" in line})
+    steps = [line for line in lines if "loss" in line]
+    return Curve(
+        {line["step"]: line["loss"] for line in steps},
+        {line["step"]: line["eval_loss"] for line in lines if "eval_loss" in line},
+        statistics.median(line["step_seconds"] for line in steps[WARM_UP_STEPS:]),
+        steps[-1]["peak_memory_bytes"],
+    )
 
 
 def measure(data: Path, args: argparse.Namespace, names: Sequence[str]) -> list[dict[str, Any]]:
@@ -102,24 +114,40 @@ def measure(data: Path, args: argparse.Namespace, names: Sequence[str]) -> list[
     rows = []
     for precision in PRECISIONS:
         used = seeds[:1] if precision == "fp32" else seeds
-        plain = [curve(data, args, PLAIN, precision, seed) for seed in used]
-        bound = BOUND_FP32 if precision == "fp32" else apart(plain)
-        for name in names:
-            switch = SWITCHES[name]
-            if precision not in switch.precisions:
-                continue
-            split = "train" if precision == "fp32" else "validation"
-            found = [curve(data, args, switch, precision, seed) for seed in used]
-            away = max(one.away_from(base, split) for one, base in zip(found, plain, strict=True))
-            rows.append({"name": f"{name}, {precision}", "difference": away, "bound": bound, "within": away <= bound})
-            print(f"{name}, {precision}: {away:.2e} away, bound {bound:.2e}", flush=True)
+        wanted = [name for name in names if precision in SWITCHES[name].precisions]
+        found = {
+            seed: {
+                n: curve(data, args, s, precision, seed) for n, s in [("", PLAIN), *((n, SWITCHES[n]) for n in wanted)]
+            }
+            for seed in used
+        }
+        bound = BOUND_FP32 if precision == "fp32" else apart([curves[""] for curves in found.values()])
+        rows += [row_of(name, precision, [(c[name], c[""]) for c in found.values()], bound) for name in wanted]
     return rows
 
 
+def row_of(name: str, precision: str, pairs: Sequence[tuple[Curve, Curve]], bound: float) -> dict[str, Any]:
+    """`pairs`: the curve with the switch and the plain one, of each seed."""
+    split = "train" if precision == "fp32" else "validation"
+    away = max(one.away_from(plain, split) for one, plain in pairs)
+    row = {
+        "name": f"{name}, {precision}",
+        "difference": away,
+        "bound": bound,
+        "within": away <= bound,
+        "step_takes_times_the_plain": spread([one.step_seconds / plain.step_seconds for one, plain in pairs]),
+        "rank_holds_times_the_plain": spread([one.peak_memory_bytes / plain.peak_memory_bytes for one, plain in pairs]),
+    }
+    print(f"{row['name']}: {away:.2e} away, bound {bound:.2e}", flush=True)
+    return row
+
+
 def show(rows: Sequence[Mapping[str, Any]]) -> None:
-    table = Table("", "largest difference", "bound", "within")
+    table = Table("", "largest difference", "bound", "within", "step, times plain", "memory, times plain")
     for row in rows:
-        table.add_row(row["name"], f"{row['difference']:.2e}", f"{row['bound']:.2e}", "yes" if row["within"] else "NO")
+        gains = (row[name]["median"] for name in ("step_takes_times_the_plain", "rank_holds_times_the_plain"))
+        told = [f"{row['difference']:.2e}", f"{row['bound']:.2e}", "yes" if row["within"] else "NO"]
+        table.add_row(row["name"], *told, *(f"{gain:.2f}" for gain in gains))
     Console().print(table)
 
 
@@ -145,6 +173,8 @@ def main() -> int:
             "float32: largest difference of a training loss to the plain run; bound 1e-5",
             "bfloat16: largest difference of a validation loss to the plain run of the seed; bound: the least that the "
             "plain runs of the seeds lie apart at an evaluation",
+            "step: median of a run's steps, the first two left out, over that of the plain run; memory: the process's "
+            "or the GPU's peak over that of the plain run",
         ]
         save(args.output, "switches.py", settings, rows, formulas=formulas)
     return int(not all(row["within"] for row in rows))

@@ -1,9 +1,10 @@
 """The script that most people start from: Hugging Face Trainer + GPT2LMHeadModel, timed step by step.
 
-    python benchmarks/peers/hf_trainer.py DATASET --mode default|tuned --steps 12 [--save DIR --lr 1e-3 --warmup 50]
+    python benchmarks/peers/hf_trainer.py DATASET --mode default|tuned [--no-dropout] [--save DIR --lr 1e-3 ...]
 
-`default`: Trainer's and GPT2Config's own settings. `tuned`: bf16 and the fused AdamW on top. With --save the model is
-trained for its quality: no dropout, warm-up and cosine, betas as ours, and kept in DIR. Prints one JSON object.
+`default`: Trainer's and GPT2Config's own settings, dropout of 0.1 among them. `tuned`: bf16 and the fused AdamW on top.
+With --save the model is trained for its quality: no dropout, warm-up and cosine, betas as ours, and kept in DIR. Prints
+one JSON object.
 """
 
 import argparse
@@ -55,6 +56,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("dataset", type=Path)
     parser.add_argument("--mode", choices=("default", "tuned"), default="default")
+    parser.add_argument("--no-dropout", action="store_true")
     parser.add_argument("--steps", type=int, default=12)
     parser.add_argument("--layers", type=int, default=6)
     parser.add_argument("--heads", type=int, default=6)
@@ -75,7 +77,7 @@ def main() -> None:
         n_positions=args.context,
         bos_token_id=0,
         eos_token_id=0,
-        **({"attn_pdrop": 0.0, "embd_pdrop": 0.0, "resid_pdrop": 0.0} if args.save else {}),
+        **({"attn_pdrop": 0.0, "embd_pdrop": 0.0, "resid_pdrop": 0.0} if args.save or args.no_dropout else {}),
     )
     schedule = {
         "learning_rate": args.lr,

@@ -40,6 +40,17 @@ def workload_of(
     )
 
 
+def with_checkpointing(recipe: Recipe, mode: str) -> Recipe:
+    """In place of train.activation_checkpointing=auto."""
+    train = recipe.train.model_copy(update={"activation_checkpointing": mode})
+    return recipe.model_copy(update={"train": train})
+
+
+def modes_of_auto(recipe: Recipe) -> tuple[str, ...]:
+    """What train.activation_checkpointing=auto chooses from, the least first."""
+    return ("none", "full") if recipe.train.compile == "blocks" else ("none", "selective", "full")
+
+
 def planned_steps(recipe: Recipe) -> int:
     """Optimizer steps of the whole run."""
     train, context = recipe.train, recipe.data.context_length

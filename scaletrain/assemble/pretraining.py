@@ -3,12 +3,16 @@
 import os
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
+from scaletrain.assemble.flash import activate_flash_attention_3
 from scaletrain.assemble.fp8 import capability_of, check_fp8_place
-from scaletrain.assemble.settle import Settled, settle_launch
+from scaletrain.assemble.planned import modes_of_auto, with_checkpointing, workload_of
+from scaletrain.assemble.settle import Launch, Settled, settle_launch
 from scaletrain.cluster.env import read_world
 from scaletrain.config.architecture import Architecture, architecture_problems, resolve_architecture
 from scaletrain.config.deepspeed import settle, zero_stage
@@ -24,6 +28,8 @@ from scaletrain.errors import ConfigError, DataError
 from scaletrain.model.count import checkpoint_bytes, count_parameters, flops_per_token, short_count
 from scaletrain.model.hf import architecture_from_hf
 from scaletrain.model.native.build import lacks_compiler
+from scaletrain.planner.fit import Room, checkpointing_that_fits
+from scaletrain.runtime.machine import whole_memory
 from scaletrain.runtime.sequence import join_sequence
 from scaletrain.runtime.world import World
 from scaletrain.tasks.continuation import Beginnings
@@ -68,13 +74,12 @@ class Pretraining:
         return checkpoint_bytes(self.architecture, self.recipe.optim.name)
 
     def describe(self) -> list[str]:
-        import torch
-
-        arch, model = self.architecture, self.recipe.model
+        arch, model, mode = self.architecture, self.recipe.model, self.recipe.train.activation_checkpointing
         lines = [
             f"model   {model.preset or model.init_from or arch.family}: {arch.num_layers} layers, "
             f"{arch.hidden_size} wide, {arch.num_heads} heads, {arch.vocab_size:,} tokens, "
             f"{short_count(count_parameters(arch).total)} parameters"
+            f"{'' if mode == 'none' else f', checkpointing {mode}'}"
         ]
         if lacks_compiler() and self.recipe.train.precision != "fp32" and not torch.cuda.is_available():
             lines.append("kernels left out, a fifth slower: this CPU has some in C++, and there is no g++; install one")
@@ -112,12 +117,36 @@ def settle_pretraining(path: Path, overrides: Sequence[str], deepspeed_config: s
     data = _open_data(recipe, world)
     architecture = _architecture(recipe, data)
     check_sharing(str(path), recipe.train.sequence_parallel, architecture)
+    if recipe.train.flash_attention == "fa3":
+        activate_flash_attention_3(str(path), capability_of(launch.device))
+    if recipe.train.activation_checkpointing == "auto":
+        recipe, launch = _choose_checkpointing(recipe, launch, architecture)
     if recipe.train.fp8:
         micro_tokens = launch.batch.micro_batch * recipe.data.context_length // recipe.train.sequence_parallel
         check_fp8_recipe(str(path), recipe.train, launch.precision, zero_stage(preset))
         check_fp8_place(str(path), capability_of(launch.device))
         check_fp8_sizes(str(path), architecture, micro_tokens)
     return Settled(launch, Pretraining(recipe, data, architecture, begin(str(path), recipe, data.tokenizer_folder)))
+
+
+def _choose_checkpointing(recipe: Recipe, launch: Launch, architecture: Architecture) -> tuple[Recipe, Launch]:
+    """By the memory that the device, or the machine, has in all: what is free of it differs from rank to rank, and all
+    must compute alike."""
+    is_cpu = launch.device.type == "cpu"
+    if is_cpu:
+        room = Room((whole_memory() or 0) // launch.world.local_size, is_cpu=True)
+    else:
+        room = Room(int(torch.cuda.get_device_properties(launch.device).total_memory))
+    work = workload_of(
+        with_checkpointing(recipe, "none"),
+        launch.preset,
+        architecture,
+        ranks=launch.world.size,
+        precision=launch.precision,
+        device="cpu" if is_cpu else "cuda",
+    )
+    settled = with_checkpointing(recipe, checkpointing_that_fits(work, room, modes_of_auto(recipe)))
+    return settled, replace(launch, recipe=settled)
 
 
 def begin(source: str, recipe: Recipe, tokenizer_folder: Path) -> Beginnings | None:

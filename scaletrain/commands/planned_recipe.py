@@ -6,9 +6,9 @@ import sys
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from scaletrain.assemble.planned import planned_steps, workload_of
+from scaletrain.assemble.planned import modes_of_auto, planned_steps, with_checkpointing, workload_of
 from scaletrain.config.architecture import Architecture, resolve_architecture
 from scaletrain.config.data_rules import source_places
 from scaletrain.config.deepspeed import batch_plan, zero_stage
@@ -20,9 +20,10 @@ from scaletrain.config.schema import Precision, Recipe
 from scaletrain.data.shards import INDEX, open_dataset
 from scaletrain.errors import ConfigError
 from scaletrain.planner.calibration import at_speed, read_speed
-from scaletrain.planner.fit import Room, Variant, remedy
+from scaletrain.planner.fit import Room, Variant, checkpointing_that_fits, remedy
 from scaletrain.planner.plan import Plan
 from scaletrain.planner.time import Cluster
+from scaletrain.planner.workload import Workload
 from scaletrain.planner.zero import Zero, read_zero
 from scaletrain.runtime.machine import available_memory
 
@@ -42,18 +43,21 @@ def plan_recipe(
 ) -> Plan:
     """`recipe`: settled with `preset`. Its speed is a roofline's. ConfigError where FP8 is asked for and cannot be."""
     architecture = _architecture(recipe, vocab_size)
-    if recipe.train.fp8:
-        _check_fp8(recipe, preset, architecture, device, nodes * devices_per_node)
-    work = workload_of(
-        recipe,
-        preset,
-        architecture,
-        ranks=nodes * devices_per_node,
-        precision=precision_of(recipe),
-        device="cpu" if device.name == CPU else "cuda",
-    )
     cluster = Cluster(device, nodes, devices_per_node, device.network)
     room = room_of(device, devices_per_node, host_memory_gb)
+
+    def work_of(recipe: Recipe) -> Workload:
+        kind: Literal["cpu", "cuda"] = "cpu" if device.name == CPU else "cuda"
+        return workload_of(
+            recipe, preset, architecture, ranks=cluster.ranks, precision=precision_of(recipe), device=kind
+        )
+
+    if recipe.train.activation_checkpointing == "auto":
+        mode = checkpointing_that_fits(work_of(with_checkpointing(recipe, "none")), room, modes_of_auto(recipe))
+        recipe = with_checkpointing(recipe, mode)
+    if recipe.train.fp8:
+        _check_fp8(recipe, preset, architecture, device, cluster.ranks)
+    work = work_of(recipe)
     steps, said = planned_steps(recipe), recipe.checkpoint
     every = said.every_steps if said.every_steps is not None and said.every_steps < steps else None
     stay = int(said.best_metric is not None)

@@ -112,6 +112,8 @@ def _run_problems(recipe: FinetuneRecipe) -> Iterator[str]:
         yield f"train.activation_checkpointing={mode} is for pretraining: use none or full"
     if recipe.train.compile != "none":
         yield f"train.compile={recipe.train.compile} is for pretraining: remove it"
+    if recipe.train.flash_attention != "torch":
+        yield f"train.flash_attention={recipe.train.flash_attention} is for pretraining: remove it"
     if recipe.train.fp8:
         yield "train.fp8=true is for pretraining: remove it"
     if recipe.train.sequence_parallel != 1:

@@ -28,8 +28,8 @@ def _no_bool(value: Any) -> Any:
 
 
 def _checkpointing(value: str) -> str:
-    if re.fullmatch(r"none|selective|full|offload|every_[1-9][0-9]*", value) is None:
-        raise ValueError("should be none, selective, full, offload or every_N (such as every_2: each second block)")
+    if re.fullmatch(r"none|selective|full|offload|auto|every_[1-9][0-9]*", value) is None:
+        raise ValueError("should be none, selective, full, offload, auto or every_N (every_2: each second block)")
     return value
 
 
@@ -225,13 +225,17 @@ class Train(Section):
     """bf16, fp16 or fp32; default: bf16 where the device computes in it, else fp32."""
     activation_checkpointing: Checkpointing = "none"
     """none, full (each block), every_N (each N-th block), selective (all but matrix products and attention), offload
-    (each block, its input in host memory: on a CPU no gain)."""
+    (each block, its input in host memory: on a CPU no gain), auto (the first of none, selective and full that fits by
+    plan). selective does not go with compile."""
     sequence_parallel: Positive = 1
     """Ranks that share each sample, a part of its tokens each, for contexts that one rank's memory does not hold
     (Ulysses). Divides the ranks, the context and the model's key/value heads. Keep them on one node: they exchange the
     heads of each layer."""
     compile: Literal["none", "blocks"] = "none"
     """blocks: torch.compile of each block, half a minute at the start. On a CPU it was no faster; on a GPU try it."""
+    flash_attention: Literal["torch", "fa3"] = "torch"
+    """fa3: FlashAttention 3 in place of torch's own kernels, on Hopper, with its package installed and a torch that can
+    switch to it."""
     fp8: bool = False
     """The blocks' matrix products in FP8 (torchao), on GPUs that have it, in bf16. Set train.compile=blocks with it:
     without, the conversions cost more than is won."""

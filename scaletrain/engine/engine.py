@@ -17,9 +17,14 @@ from torch import nn
 from scaletrain.config.schema import Optim
 from scaletrain.data.rows import Batch
 from scaletrain.engine import digest, fragments, state_files
-from scaletrain.engine.buckets import with_bucket_size
+from scaletrain.engine.buckets import with_bucket_size, without_idle_overlap
 from scaletrain.engine.optimizer import build_optimizer, forget_first_step, place_matrices
-from scaletrain.engine.patches import keep_gradients_in_place, load_muon_as_it_is, look_for_infinities_once
+from scaletrain.engine.patches import (
+    keep_gradients_in_place,
+    load_muon_as_it_is,
+    look_at_all_gradients_at_once,
+    look_for_infinities_once,
+)
 from scaletrain.engine.timing import DeviceTime
 from scaletrain.engine.update import update_by_blocks
 from scaletrain.errors import CheckpointError, ConfigError
@@ -293,11 +298,12 @@ def _initialize(task: Task, config: dict[str, Any], optim: Optim, device: torch.
     buffers = {name: buffer.clone() for name, buffer in model.named_buffers() if buffer.is_floating_point()}
     optimizer = build_optimizer(task, model, config, optim)
     config = {
-        **with_bucket_size(config, model),
+        **without_idle_overlap(with_bucket_size(config, model), dist.size()),
         "zero_allow_untested_optimizer": optim.name != "adamw",
     }  # by DeepSpeed; tests/engine/test_muon.py
     engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=config)
     look_for_infinities_once(engine)
+    look_at_all_gradients_at_once(engine)
     keep_gradients_in_place(engine)
     update_by_blocks(engine)
     forget_first_step(engine.basic_optimizer)

@@ -32,6 +32,22 @@ def _look_at_nothing(partition_gradients: bool = True) -> None:
     pass
 
 
+def look_at_all_gradients_at_once(engine: Any) -> None:
+    """ZeRO 0 asks of each gradient whether it is finite, and the host waits for each answer (utils.py, CheckOverflow):
+    76 times an update of a GPT with 6 layers. Their greatest values are asked once."""
+    checker = getattr(engine.optimizer, "overflow_checker", None)
+    if checker is not None:
+        checker.has_overflow_serial = _has_overflow
+
+
+def _has_overflow(parameters: list[torch.nn.Parameter]) -> bool:
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    if not gradients:
+        return False
+    greatest = torch._foreach_norm(gradients, float("inf"))
+    return not bool(torch.stack(greatest).isfinite().all())
+
+
 def keep_gradients_in_place(engine: Any) -> None:
     """One rank has no gradient to send or to receive, yet ZeRO 1 and 2 copy each into a bucket and from there into new
     memory of all of them, whose page faults are most of the cost on a CPU. Left alone, they are summed where autograd

@@ -17,6 +17,7 @@ KEPT = frozenset(
     {
         "aten::mm",
         "aten::addmm",
+        "aten::_scaled_mm",  # a product in FP8
         "aten::_scaled_dot_product_flash_attention",
         "aten::_scaled_dot_product_efficient_attention",
         "aten::_scaled_dot_product_cudnn_attention",

@@ -105,9 +105,7 @@ def _to_gradient(logits_mV: Tensor, labels_m: Tensor, probs_mV: Tensor | None) -
 
     probs_mV: a buffer in float32; None: in place."""
     probs_mV = logits_mV if probs_mV is None else probs_mV[: len(logits_mV)]
-    wide_mV = logits_mV  # CUDA's softmax reads bfloat16 and writes float32
-    if logits_mV.device.type == "cpu":  # there it would make a float32 copy of its own
-        wide_mV = probs_mV.copy_(logits_mV)
+    wide_mV = probs_mV.copy_(logits_mV)  # softmax of bfloat16 into float32 would make a float32 copy of its own
     labels_m1 = labels_m.clamp_min(0).unsqueeze(1)
     label_m1 = wide_mV.gather(1, labels_m1).to(probs_mV.dtype)
     top_m1 = wide_mV.amax(1, keepdim=True).to(probs_mV.dtype)

@@ -66,6 +66,13 @@ def remedy(work: Workload, room: Room, presets: dict[str, Zero]) -> Variant | No
     return None
 
 
+def checkpointing_that_fits(work: Workload, room: Room, modes: Sequence[str]) -> str:
+    """The first of `modes`, from the least that is computed again to the most; the last where none fits."""
+    allowed = [mode for mode in modes if replace(work, checkpointing=mode).is_allowed]
+    fitting = (mode for mode in allowed if room.holds(memory_of(replace(work, checkpointing=mode))))
+    return next(fitting, allowed[-1])
+
+
 def micro_batches(work: Workload) -> list[int]:
     """Those that divide what a rank reads in a step, from the largest power of two down, the given one among them."""
     samples = work.micro_batch * work.accumulation

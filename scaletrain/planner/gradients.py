@@ -66,7 +66,7 @@ def _buckets(work: Workload, done: int) -> int:
     b, bucket = work.itemsize, work.reduce_bucket
     if work.zero.stage not in (1, 2) or work.keeps_gradients_in_place:
         return 0
-    number = 2 if work.zero.overlaps else 1
+    number = 2 if work.zero.overlaps and work.ranks > 1 else 1  # engine/buckets.py
     if work.device == "cuda":
         return number * b * bucket if done else 0
     return b * min(done, number * bucket)

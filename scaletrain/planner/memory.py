@@ -110,9 +110,12 @@ def _parts(held: Held) -> Iterator[Part]:
 
 
 def _inputs(work: Workload) -> Iterator[Part]:
-    """Of blocks, which activation_checkpointing=offload keeps in host memory."""
-    if work.activations.host:
-        yield Part("inputs of blocks", work.activations.host, is_host=True)
+    """Of blocks, which activation_checkpointing=offload keeps in host memory, pinned beside a GPU."""
+    if host := work.activations.host:
+        if work.device == "cuda":
+            blocks = max(1, work.arch.num_layers - 1)  # not of the last one
+            host = blocks * _power_of_two(host // blocks)
+        yield Part("inputs of blocks", host, is_host=True)
 
 
 def standing(work: Workload) -> Iterator[Part]:

@@ -13,17 +13,23 @@ def cores() -> int:
 def available_memory(root: Path = Path("/")) -> int | None:
     """Bytes that may still be taken without swapping: the least of what the machine has and of what each control group
     above this process leaves. None where nothing tells (not Linux)."""
-    found = [*_of_machine(root), *_of_groups(root)]
+    found = [*_of_machine(root), *(max(0, limit - held) for limit, held in _of_groups(root))]
     return min(found, default=None)
 
 
-def _of_machine(root: Path) -> Iterator[int]:
+def whole_memory(root: Path = Path("/")) -> int | None:
+    """Bytes that the machine, or the least control group above this process, has in all; None where nothing tells."""
+    return min([*_of_machine(root, "MemTotal:"), *(limit for limit, _ in _of_groups(root))], default=None)
+
+
+def _of_machine(root: Path, what: str = "MemAvailable:") -> Iterator[int]:
     for line in _read(root / "proc/meminfo").splitlines():
-        if line.startswith("MemAvailable:"):
+        if line.startswith(what):
             yield int(line.split()[1]) * 1024
 
 
-def _of_groups(root: Path) -> Iterator[int]:
+def _of_groups(root: Path) -> Iterator[tuple[int, int]]:
+    """Limit, and what is held of it."""
     for line in _read(root / "proc/self/cgroup").splitlines():
         _, controllers, path = line.split(":", 2)
         is_old = "memory" in controllers.split(",")  # cgroup 1; in 2 no controller is named
@@ -39,7 +45,7 @@ def _of_groups(root: Path) -> Iterator[int]:
         for place in places:
             if (most := _read(place / limit).strip()).isdecimal():
                 held = int(_read(place / usage).strip() or 0) - _reclaimable(place)
-                yield max(0, int(most) - held)
+                yield int(most), held
 
 
 def _reclaimable(place: Path) -> int:

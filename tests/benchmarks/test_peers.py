@@ -80,7 +80,9 @@ def test_rows_compare_within_a_round() -> None:
     assert ours["tokens_per_second"] == {"median": 150.0, "low": 100.0, "high": 200.0}
     assert ours["ours_is_faster_by"] == {"median": 1.0, "low": 1.0, "high": 1.0}
     assert peer["ours_is_faster_by"] == {"median": 2.5, "low": 2.0, "high": 3.0}
-    assert peer["share_of_matrix_rate"]["high"] == pytest.approx(0.05)
+    # A step of 1 s at 1.5 GFLOP/s in the middle, one of 3 s at as many.
+    assert peer["share_of_matrix_rate"]["high"] == pytest.approx(1e8 / 1.5e9)
+    assert peer["share_of_matrix_rate"]["low"] == pytest.approx(1e8 / 3 / 1.5e9)
     assert peer["peak_memory_bytes"] == 30
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.record import in_turn, last_line_of, run_program, save, slower, spread
+from benchmarks.record import against, in_turn, last_line_of, run_program, save, slower, spread
 
 
 def test_spread_is_median_and_range() -> None:
@@ -78,3 +78,16 @@ def test_a_program_that_fails_ends_the_benchmark() -> None:
     with pytest.raises(SystemExit, match="failed with 3:\nso far\n") as ended:
         run_program([sys.executable, "-c", "print('so far'); raise SystemExit(3)"])
     assert isinstance(ended.value.code, str)
+
+
+def test_two_results_are_compared_by_all_their_figures(tmp_path: Path) -> None:
+    for name, rate, seconds in (("old", 100.0, 1.0), ("same", 99.0, 1.02), ("worse", 90.0, 1.2)):
+        rows = [
+            {"name": "a", "tokens_per_second": spread([rate]), "step_seconds": spread([seconds]), "ratio": spread([5])}
+        ]
+        (tmp_path / f"{name}.json").write_text(json.dumps({"rows": rows}))
+    old = tmp_path / "old.json"
+    assert against(old, tmp_path / "same.json") == []
+    assert against(tmp_path / "worse.json", old) == []
+    told = [line.partition(" (")[0] for line in against(old, tmp_path / "worse.json")]
+    assert told == ["slower: a: step_seconds 1.2", "slower: a: tokens_per_second 90"]

@@ -63,6 +63,13 @@ def test_contexts_win_over_a_sizes_own_and_presets_have_one() -> None:
     assert cells[::2] == [("gpt2-tiny", 1024, "fp32"), ("gpt2 2x64", 64, "fp32")]
     args = parser().parse_args(["--sizes", "2x64x64", "--contexts", "32,128"])
     assert [one.context for one in grid(args, "bf16")] == [32, 128]
+
+
+def test_variants_are_cells_of_their_own() -> None:
+    plain, fast = grid(parser().parse_args(["--variant", "", "--variant", "train.compile=blocks seed=3"]), "bf16")
+    assert fast.more == ("train.compile=blocks", "seed=3")
+    assert fast.name == f"{plain.name}, train.compile=blocks, seed=3"
+    assert overrides(fast, Path("data"), Path("run"), 8, 3)[-2:] == ["train.compile=blocks", "seed=3"]
     assert [one.label for one in grid(parser().parse_args([]), "bf16")] == ["gpt2 6x384"]
 
 

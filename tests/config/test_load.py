@@ -148,7 +148,7 @@ def test_a_fault_of_yaml_is_one_line_with_the_place(tmp_path: Path, text: str, l
         (["run.env.LOCAL_RANK=1"], "run.env.LOCAL_RANK is the launcher's own: set it where you launch"),
         (["run.env.LD_PRELOAD=x"], "run.env.LD_PRELOAD is read before a recipe is: set it where you launch (deepspeed"),
         (["run.env.HF_TOKEN=x"], "run.env.HF_TOKEN looks like a secret, and the run folder keeps a copy of the recipe"),
-        (["train.activation_checkpointing=some"], "should be none, selective, full, offload or every_N"),
+        (["train.activation_checkpointing=some"], "should be none, selective, full, offload, auto or every_N"),
         (
             ["train.compile=blocks", "train.activation_checkpointing=selective"],
             "operations that the compiler joins: use",

@@ -204,6 +204,6 @@ def test_muons_matrices_have_one_moment() -> None:
 
 def test_inputs_of_blocks_may_wait_in_host_memory() -> None:
     full, offload = (moment(memory_of(workload(checkpointing=mode)), "loss") for mode in ("full", "offload"))
-    inputs = 31 * 4096 * 4096 * 2  # of all blocks but the last: tokens x width x 2 bytes
+    inputs = 31 * 4096 * 4096 * 2  # of all blocks but the last: tokens x width x 2 bytes, a power of two
     assert offload.host == full.host + inputs
     assert offload.device == full.device - inputs
