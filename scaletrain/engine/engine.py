@@ -24,6 +24,7 @@ from scaletrain.engine.patches import (
     load_muon_as_it_is,
     look_at_all_gradients_at_once,
     look_for_infinities_once,
+    take_norm_at_once,
 )
 from scaletrain.engine.timing import DeviceTime
 from scaletrain.engine.update import update_by_blocks
@@ -304,6 +305,7 @@ def _initialize(task: Task, config: dict[str, Any], optim: Optim, device: torch.
     engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=config)
     look_for_infinities_once(engine)
     look_at_all_gradients_at_once(engine)
+    take_norm_at_once(engine)
     keep_gradients_in_place(engine)
     update_by_blocks(engine)
     forget_first_step(engine.basic_optimizer)

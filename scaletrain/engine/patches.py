@@ -1,9 +1,11 @@
 """What DeepSpeed 0.19 does and a run can do without."""
 
+from collections.abc import Iterable, Sequence
 from typing import Any
 from unittest.mock import patch
 
 import torch
+from torch import Tensor
 
 from scaletrain.runtime import dist
 
@@ -30,6 +32,24 @@ def look_for_infinities_once(engine: Any) -> None:
 
 def _look_at_nothing(partition_gradients: bool = True) -> None:
     pass
+
+
+def take_norm_at_once(engine: Any) -> None:
+    """ZeRO 1 and 2 take the norm of a float64 copy of each gradient, one by one (stage_1_and_2.py,
+    get_grad_norm_direct): 18 bytes a parameter are moved. torch reads all of them once, and sums in float32."""
+    zero = engine.optimizer
+    if not _is_zero_1_or_2(zero):
+        return
+    norm_of = zero.get_grad_norm_direct
+
+    def norm(gradients: Iterable[Tensor], params: Sequence[Tensor], norm_type: float = 2) -> Any:
+        taken = [g.detach() for g in gradients if not getattr(g, "_zero_padding", False)]
+        if norm_type != 2 or not taken:
+            return norm_of(taken, params, norm_type)
+        norms = torch._foreach_norm(taken, 2, dtype=torch.float32)
+        return norm_of([torch.stack(norms)], list(params)[:1], 2)
+
+    zero.get_grad_norm_direct = norm
 
 
 def look_at_all_gradients_at_once(engine: Any) -> None:
@@ -64,6 +84,10 @@ def _leave_gradient(param: torch.nn.Parameter, group: int) -> None:
 
 def is_zero_on_cpu(optimizer: Any) -> bool:
     """Whether this is DeepSpeed's optimizer of ZeRO 1 and 2, on a CPU and with nothing offloaded."""
+    return _is_zero_1_or_2(optimizer) and optimizer.device == "cpu" and not optimizer.cpu_offload
+
+
+def _is_zero_1_or_2(optimizer: Any) -> bool:
     from deepspeed.runtime.zero.stage_1_and_2 import DeepSpeedZeroOptimizer
 
-    return type(optimizer) is DeepSpeedZeroOptimizer and optimizer.device == "cpu" and not optimizer.cpu_offload
+    return type(optimizer) is DeepSpeedZeroOptimizer

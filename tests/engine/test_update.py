@@ -1,5 +1,6 @@
 """ZeRO 1 and 2's update by blocks, and one rank's gradients left in place, against DeepSpeed's own."""
 
+from typing import Any
 from unittest.mock import patch
 
 import pytest
@@ -12,6 +13,7 @@ from tests.engine.tiny import TinyRows, TinyTask
 from tests.engine.training import OPTIM, engine_dict
 from tests.ranks import run_ranks
 
+MUON = OPTIM.model_copy(update={"name": "muon"})
 CASES = [
     (stage, precision, accumulation) for stage in (1, 2) for precision in ("fp32", "bf16") for accumulation in (1, 2)
 ]
@@ -80,3 +82,35 @@ def test_an_update_takes_no_memory_for_all_gradients() -> None:
     with patch.object(update, "_BLOCK", 100):
         (ours,), (theirs,) = (run_ranks(new_memory, 1, is_ours) for is_ours in (True, False))
     assert ours <= 100 * 4 < theirs
+
+
+def norms_of_muon() -> list[tuple[float, float]]:
+    """Of updates that are not done by blocks: taken at once, and DeepSpeed's own of the same gradients."""
+    found = []
+    for stage in (1, 2):
+        engine = Engine(TinyTask(), engine_dict(stage, "bf16", dist.size(), 1), MUON, torch.device("cpu"))
+        zero = engine._engine.optimizer
+        found += _both_norms(engine, zero, zero.get_grad_norm_direct)
+    return found
+
+
+def _both_norms(engine: Engine, zero: Any, taken: Any) -> list[tuple[float, float]]:
+    found = []
+
+    def norm(gradients: Any, params: Any, norm_type: float = 2) -> Any:
+        gradients, params = list(gradients), list(params)
+        theirs = type(zero).get_grad_norm_direct(zero, gradients, params)
+        found.append((float(taken(gradients, params)), float(theirs)))
+        return taken(gradients, params, norm_type)
+
+    zero.get_grad_norm_direct = norm
+    ids = torch.arange(8).view(dist.size(), -1)[dist.rank()]
+    engine.train_step([TinyRows().fetch(ids.numpy())], 0.01, 64)
+    return found
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_the_norm_taken_at_once_is_deepspeeds(ranks: int) -> None:
+    for found in run_ranks(norms_of_muon, ranks):
+        assert len(found) >= 2
+        assert all(ours == pytest.approx(theirs, rel=1e-6) and ours > 0 for ours, theirs in found)
