@@ -1,5 +1,6 @@
 """Files that appear whole or not at all, and what identifies their content."""
 
+import errno
 import json
 import os
 import re
@@ -28,6 +29,8 @@ def cache_root(env: Mapping[str, str] = os.environ) -> Path:
 
 def write_whole(path: Path, data: bytes | str) -> None:
     """Replaces the file `path`: a reader, a kill or a power cut sees the old content or the new, never a part."""
+    if path.is_dir():  # told before a temporary file is, which nobody named
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
     temporary = path.with_name(f"{path.name}.{os.getpid()}{TEMPORARY}")
     with temporary.open("wb") as file:
         file.write(data if isinstance(data, bytes) else data.encode())

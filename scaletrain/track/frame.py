@@ -25,14 +25,14 @@ def draw_frame(run: Recorded, state: str, width: int) -> Table:
     """`state` in a word or two; `width` of the terminal."""
     table = Table.grid(padding=(0, 2), expand=False)
     table.add_column(style="bold", no_wrap=True, min_width=10)
-    table.add_column(overflow="ellipsis", no_wrap=True)
+    table.add_column(overflow="fold")
     room = max(20, width - 14)
     table.add_row("run", _plain(f"{run.folder}"))
     table.add_row("state", _plain(state))
     for name, line in _lines(run, room):
         table.add_row(name, _plain(line))
     for number, event in enumerate(run.events[-_EVENTS:]):
-        table.add_row("" if number else "events", _plain(_of_event(event)))
+        table.add_row("" if number else "events", _plain(_cut(_of_event(event), room)))
     return table
 
 
@@ -47,7 +47,7 @@ def _lines(run: Recorded, room: int) -> Iterator[tuple[str, str]]:
     if len(evaluations):
         yield "evaluation", _evaluation(evaluations)
     for number, one in enumerate(run.texts[-1]["texts"] if run.texts else ()):
-        yield "" if number else "writes", f"{one.get('prompt')} ... {one.get('text')}"
+        yield "" if number else "writes", _cut(f"{one.get('prompt')} ... {one.get('text')}", room)
     if len(training):
         yield "speed", _speed(training)
         yield "memory", _memory(training)
@@ -155,6 +155,10 @@ def _loss(value: float) -> str:
 def _clock(seconds: float) -> str:
     minutes = round(seconds / 60)
     return f"{minutes // 60}:{minutes % 60:02d} h" if minutes >= 60 else f"{seconds / 60:.1f} min"
+
+
+def _cut(text: str, room: int) -> str:
+    return text if len(text) <= room else f"{text[: room - 1]}…"
 
 
 def _plain(text: str) -> Text:
