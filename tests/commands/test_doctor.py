@@ -22,6 +22,12 @@ exec sh -c "$last"
 """
 
 
+@pytest.fixture(autouse=True)
+def no_ops(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a build of this machine's user left behind is not the tests' business."""
+    monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path / "ops"))
+
+
 @pytest.fixture
 def port() -> str:
     """One that is free, so that no other run is met."""

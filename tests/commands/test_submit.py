@@ -379,7 +379,7 @@ def test_what_does_not_fit_the_named_gpus_is_refused_before_it_queues(folder: Pa
     done = submit(*big, "--gpu=rtx-4090")
     assert (done.code, done.out) == (2, "")
     assert "plan    runs/gpt: " in done.err
-    assert re.search(r"error: runs/gpt is too big by [\d.]+ GB a rank: .* makes it fit; or --force", done.err)
+    assert re.search(r"error: runs/gpt is too big by [\d.]+ GB a rank: .* makes it fit, with .*; or --force", done.err)
     forced = submit(*big, "--gpu=rtx-4090", "--force")
     assert forced.code == 0
     assert forced.out.startswith("#!/bin/bash")
