@@ -18,6 +18,9 @@ from scaletrain.planner.communication import (
 from scaletrain.planner.workload import Workload
 
 ADAM_BYTES = 28  # a parameter: masters, moments and gradient read, masters and moments written
+# More at stage 0 in 16 bits, where DeepSpeed makes each gradient float32, looks at it and scales it in passes of their
+# own (unfused_optimizer.py, step); the others do so in the pass of the update, or of less.
+_WIDENING_BYTES = 16
 # Seconds of Python and of starting operations, forward and backward: of a micro-batch, and of each of its blocks. On a
 # CPU with gloo by benchmarks/plan_speed.py, where they come on top; assumed of a GPU, which computes meanwhile.
 _PASS = {"cpu": 2e-3, "cuda": 1e-3}
@@ -58,7 +61,9 @@ def effort_of(work: Workload) -> Effort:
     useful = flops_per_token(work.arch, work.context) * tokens
     again = recomputed_flops_per_token(work.arch, work.context, work.checkpointing) * tokens
     is_here = not work.zero.offloads_optimizer or work.device == "cpu"
-    update = ADAM_BYTES * updated_parameters(work) if is_here else 0.0
+    widens = work.zero.stage == 0 and work.itemsize < 4
+    of_each = ADAM_BYTES + (_WIDENING_BYTES if widens else 0)
+    update = float(of_each * updated_parameters(work)) if is_here else 0.0
     is_cpu = work.device == "cpu"
     gathers = forward_gather_bytes(work) + backward_gather_bytes(work)
     products = 2 * work.arch.num_layers * block_matmul_parameters(work.arch) * tokens if work.fp8 else 0
