@@ -115,12 +115,8 @@ def measure(data: Path, args: argparse.Namespace, names: Sequence[str]) -> list[
     for precision in PRECISIONS:
         used = seeds[:1] if precision == "fp32" else seeds
         wanted = [name for name in names if precision in SWITCHES[name].precisions]
-        found = {
-            seed: {
-                n: curve(data, args, s, precision, seed) for n, s in [("", PLAIN), *((n, SWITCHES[n]) for n in wanted)]
-            }
-            for seed in used
-        }
+        turns = {"": PLAIN, **{name: SWITCHES[name] for name in wanted}}
+        found = {seed: {n: curve(data, args, s, precision, seed) for n, s in turns.items()} for seed in used}
         bound = BOUND_FP32 if precision == "fp32" else apart([curves[""] for curves in found.values()])
         rows += [row_of(name, precision, [(c[name], c[""]) for c in found.values()], bound) for name in wanted]
     return rows

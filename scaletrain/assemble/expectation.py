@@ -11,10 +11,10 @@ from scaletrain.assemble.planned import workload_of
 from scaletrain.assemble.pretraining import Pretraining
 from scaletrain.assemble.settle import Settled
 from scaletrain.cluster.doctor.finding import Finding
-from scaletrain.config.hardware import CPU, cpu, hardware_of
+from scaletrain.config.hardware import CPU, Hardware, cpu, hardware_of
 from scaletrain.errors import ConfigError
 from scaletrain.planner.effort import Effort, effort_of
-from scaletrain.planner.fit import CPU_MARGIN, FRAGMENTATION, PROCESS_BYTES, Room, remedy
+from scaletrain.planner.fit import PROCESS_BYTES, Room, remedy
 from scaletrain.planner.memory import Memory, memory_of
 from scaletrain.planner.plan import parts_of
 from scaletrain.planner.time import Cluster, step_time
@@ -66,11 +66,10 @@ def begin(settled: Settled, *, force: bool) -> Expected:
 
 def doubts(settled: Settled, expected: Expected) -> list[Finding]:
     """A plan that is nearer to the memory that there is than plans are right, and was not refused."""
-    room = room_of(settled)
-    need = int(expected.peak_bytes * (1 + (CPU_MARGIN if settled.device.type == "cpu" else FRAGMENTATION)))
-    if room is None or need <= room:
+    room = _room(settled)
+    if room is None or (need := int(expected.peak_bytes * (1 + room.margin))) <= room.bytes:
         return []
-    what = f"a rank needs {need / 1e9:,.2f} GB by plan with its margin, and has {room / 1e9:,.2f} GB"
+    what = f"a rank needs {need / 1e9:,.2f} GB by plan with its margin, and has {room.bytes / 1e9:,.2f} GB"
     return [Finding("warn", "plan", what, f"it may not last; {_change(settled, room)}")]
 
 
@@ -79,9 +78,7 @@ def at_peak(expected: Expected, settled: Settled, peak: Peak) -> Expected:
     work = workload(settled)
     if work is None or settled.device.type == "cuda" or peak.flops is None:
         return expected
-    world, device = settled.world, cpu(peak.flops, peak.source)
-    cluster = Cluster(device, world.nodes, world.local_size, device.network)
-    return replace(expected, tokens_per_second=step_time(work, cluster).tokens_per_second)
+    return replace(expected, tokens_per_second=_rate_on(cpu(peak.flops, peak.source), settled, work))
 
 
 def expect(settled: Settled) -> Expected:
@@ -140,24 +137,23 @@ def check_room(settled: Settled, expected: Expected, *, force: bool) -> None:
     if force:
         return
     with dist.together():
-        _refuse_above(room_of(settled), expected.peak_bytes, "", settled)
-        if settled.device.type == "cuda":
-            what = f" of host memory at the {expected.host_moment}"
-            _refuse_above(_host_room(settled), expected.host_bytes, what, settled)
+        if (room := _room(settled)) is not None:
+            _refuse(settled, room, expected.peak_bytes, room.bytes)
+            _refuse(settled, room, expected.host_bytes, room.host, f" of host memory at the {expected.host_moment}")
 
 
-def _refuse_above(room: int | None, need: int, what: str, settled: Settled) -> None:
-    if room is not None and need > HOPELESS * room:
+def _refuse(settled: Settled, room: Room, need: int, there: int | None, what: str = "") -> None:
+    if there is not None and need > HOPELESS * there:
         raise ConfigError(
             f"{settled.recipe.run.dir}: a rank needs {need / 1e9:,.2f} GB{what} by plan, and has "
-            f"{room / 1e9:,.2f} GB: {_change(settled, room)}, --force goes on"
+            f"{there / 1e9:,.2f} GB: {_change(settled, room)}, --force goes on"
         )
 
 
-def _change(settled: Settled, room: int) -> str:
+def _change(settled: Settled, room: Room) -> str:
     """What the user can do."""
     work = workload(settled)
-    change = None if work is None else remedy(work, Room(room, is_cpu=settled.device.type == "cpu"), {})
+    change = None if work is None else remedy(work, room, {})
     return "`scaletrain plan` says what fits" if change is None else f"{' '.join(change.overrides)} makes it fit"
 
 
@@ -201,12 +197,20 @@ def _host_room(settled: Settled) -> int | None:
     return None if available is None else available // settled.world.local_size
 
 
+def _room(settled: Settled) -> Room | None:
+    """Of this rank; None where nothing tells."""
+    there = room_of(settled)
+    if there is None or settled.device.type == "cpu":
+        return None if there is None else Room(there, is_cpu=True)
+    return Room(there, host=_host_room(settled))
+
+
 def _rate(settled: Settled, work: Workload) -> float | None:
-    if settled.device.type != "cuda":
-        return None
-    known = hardware_of(torch.cuda.get_device_name(settled.device))
-    if known is None:
-        return None
+    """Of GPUs that are known."""
+    known = hardware_of(torch.cuda.get_device_name(settled.device)) if settled.device.type == "cuda" else None
+    return None if known is None else _rate_on(known, settled, work)
+
+
+def _rate_on(device: Hardware, settled: Settled, work: Workload) -> float:
     world = settled.world
-    cluster = Cluster(known, world.nodes, world.local_size, known.network)
-    return step_time(work, cluster).tokens_per_second
+    return step_time(work, Cluster(device, world.nodes, world.local_size, device.network)).tokens_per_second

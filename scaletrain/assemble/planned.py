@@ -1,6 +1,6 @@
 """A pretraining recipe as the planner takes it. No torch: a plan is told in a second."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 from scaletrain.config.architecture import Architecture
@@ -8,6 +8,7 @@ from scaletrain.config.deepspeed import batch_plan
 from scaletrain.config.schema import BaseRecipe, Precision, Recipe
 from scaletrain.engine.plan import plan_run
 from scaletrain.engine.state import RunState
+from scaletrain.planner.fit import Room, checkpointing_that_fits
 from scaletrain.planner.workload import Workload
 from scaletrain.planner.zero import read_zero
 
@@ -40,15 +41,19 @@ def workload_of(
     )
 
 
-def with_checkpointing(recipe: Recipe, mode: str) -> Recipe:
-    """In place of train.activation_checkpointing=auto."""
+def settle_checkpointing(recipe: Recipe, room: Room, work_of: Callable[[Recipe], Workload]) -> Recipe:
+    """With the first mode that fits, from the least that is computed again to the most, in place of
+    train.activation_checkpointing=auto; as it is with any other."""
+    if recipe.train.activation_checkpointing != "auto":
+        return recipe
+    modes = ("none", "full") if recipe.train.compile == "blocks" else ("none", "selective", "full")
+    work = work_of(_with_checkpointing(recipe, modes[0]))
+    return _with_checkpointing(recipe, checkpointing_that_fits(work, room, modes))
+
+
+def _with_checkpointing(recipe: Recipe, mode: str) -> Recipe:
     train = recipe.train.model_copy(update={"activation_checkpointing": mode})
     return recipe.model_copy(update={"train": train})
-
-
-def modes_of_auto(recipe: Recipe) -> tuple[str, ...]:
-    """What train.activation_checkpointing=auto chooses from, the least first."""
-    return ("none", "full") if recipe.train.compile == "blocks" else ("none", "selective", "full")
 
 
 def planned_steps(recipe: Recipe) -> int:
@@ -57,9 +62,13 @@ def planned_steps(recipe: Recipe) -> int:
     return plan_run(train, RunState(), global_batch=train.global_batch_size, micro_batch=1, context=context).total_steps
 
 
+def steps_between_saves(recipe: BaseRecipe, steps: int) -> int | None:
+    """Of a run of so many; None: it saves at its end alone."""
+    every = recipe.checkpoint.every_steps
+    return every if every is not None and every < steps else None
+
+
 def _copies(recipe: BaseRecipe, steps: int) -> bool:
     """Whether a checkpoint is written behind training: the last one is waited for."""
-    every = recipe.checkpoint.every_steps
-    return recipe.checkpoint.background and (
-        recipe.checkpoint.best_metric is not None or (every is not None and every < steps)
-    )
+    is_saved_before = steps_between_saves(recipe, steps) is not None or recipe.checkpoint.best_metric is not None
+    return recipe.checkpoint.background and is_saved_before

@@ -5,13 +5,13 @@ import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
 from scaletrain.assemble.flash import activate_flash_attention_3
 from scaletrain.assemble.fp8 import capability_of, check_fp8_place
-from scaletrain.assemble.planned import modes_of_auto, with_checkpointing, workload_of
+from scaletrain.assemble.planned import settle_checkpointing, workload_of
 from scaletrain.assemble.settle import Launch, Settled, settle_launch
 from scaletrain.cluster.env import read_world
 from scaletrain.config.architecture import Architecture, architecture_problems, resolve_architecture
@@ -28,7 +28,8 @@ from scaletrain.errors import ConfigError, DataError
 from scaletrain.model.count import checkpoint_bytes, count_parameters, flops_per_token, short_count
 from scaletrain.model.hf import architecture_from_hf
 from scaletrain.model.native.build import lacks_compiler
-from scaletrain.planner.fit import Room, checkpointing_that_fits
+from scaletrain.planner.fit import Room
+from scaletrain.planner.workload import Workload
 from scaletrain.runtime.machine import whole_memory
 from scaletrain.runtime.sequence import join_sequence
 from scaletrain.runtime.world import World
@@ -120,7 +121,8 @@ def settle_pretraining(path: Path, overrides: Sequence[str], deepspeed_config: s
     if recipe.train.flash_attention == "fa3":
         activate_flash_attention_3(str(path), capability_of(launch.device))
     if recipe.train.activation_checkpointing == "auto":
-        recipe, launch = _choose_checkpointing(recipe, launch, architecture)
+        recipe = _choose_checkpointing(str(path), recipe, launch, architecture)
+        launch = replace(launch, recipe=recipe)
     if recipe.train.fp8:
         micro_tokens = launch.batch.micro_batch * recipe.data.context_length // recipe.train.sequence_parallel
         check_fp8_recipe(str(path), recipe.train, launch.precision, zero_stage(preset))
@@ -129,24 +131,25 @@ def settle_pretraining(path: Path, overrides: Sequence[str], deepspeed_config: s
     return Settled(launch, Pretraining(recipe, data, architecture, begin(str(path), recipe, data.tokenizer_folder)))
 
 
-def _choose_checkpointing(recipe: Recipe, launch: Launch, architecture: Architecture) -> tuple[Recipe, Launch]:
+def _choose_checkpointing(source: str, recipe: Recipe, launch: Launch, architecture: Architecture) -> Recipe:
     """By the memory that the device, or the machine, has in all: what is free of it differs from rank to rank, and all
-    must compute alike."""
-    is_cpu = launch.device.type == "cpu"
-    if is_cpu:
-        room = Room((whole_memory() or 0) // launch.world.local_size, is_cpu=True)
-    else:
+    must compute alike. ConfigError where the machine does not tell."""
+    device: Literal["cpu", "cuda"] = "cpu" if launch.device.type == "cpu" else "cuda"
+    if device == "cuda":
         room = Room(int(torch.cuda.get_device_properties(launch.device).total_memory))
-    work = workload_of(
-        with_checkpointing(recipe, "none"),
-        launch.preset,
-        architecture,
-        ranks=launch.world.size,
-        precision=launch.precision,
-        device="cpu" if is_cpu else "cuda",
-    )
-    settled = with_checkpointing(recipe, checkpointing_that_fits(work, room, modes_of_auto(recipe)))
-    return settled, replace(launch, recipe=settled)
+    elif (memory := whole_memory()) is not None:
+        room = Room(memory // launch.world.local_size, is_cpu=True)
+    else:
+        raise ConfigError(
+            f"{source}: train.activation_checkpointing=auto goes by the machine's memory, which this system does not "
+            "tell: set none, selective or full"
+        )
+
+    def work_of(recipe: Recipe) -> Workload:
+        size, precision = launch.world.size, launch.precision
+        return workload_of(recipe, launch.preset, architecture, ranks=size, precision=precision, device=device)
+
+    return settle_checkpointing(recipe, room, work_of)
 
 
 def begin(source: str, recipe: Recipe, tokenizer_folder: Path) -> Beginnings | None:

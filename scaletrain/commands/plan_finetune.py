@@ -43,21 +43,21 @@ def plan_finetuning(recipe: FinetuneRecipe, preset: Mapping[str, Any], *, ranks:
     how = f"{precision}, ZeRO {zero.stage}, micro-batch {rows} of the longest example"
     print(f"on      {ranks} rank{'s' if ranks > 1 else ''}, {how}")
     print(f"memory  a rank, at most at the {memory.peak.name}: {', '.join(parts)}")
-    need, spare, host = room.need(memory), room.spare(memory), room.host_spare(memory)
-    if spare >= 0 and host < 0:
-        print(
-            f"too big by {size(-host)} of host memory a rank, which has {size(room.host or 0)}: take a DeepSpeed file "
-            "that offloads less"
-        )
-        raise typer.Exit(EXIT_USER)
-    if spare >= 0:
+    need, spare = room.need(memory), room.spare(memory)
+    if room.holds(memory):
         print(f"fits    {size(need)} with margins of {size(room.bytes)} a rank: {size(spare)} to spare")
         return
-    print(
-        f"too big by {size(-spare)} a rank ({size(need)} with margins of {size(room.bytes)}): lower "
-        "train.micro_batch_size or data.max_length, set train.activation_checkpointing=full, take an adapter or a "
-        "DeepSpeed file that splits more"
-    )
+    if spare < 0:
+        print(
+            f"too big by {size(-spare)} a rank ({size(need)} with margins of {size(room.bytes)}): lower "
+            "train.micro_batch_size or data.max_length, set train.activation_checkpointing=full, take an adapter or a "
+            "DeepSpeed file that splits more"
+        )
+    else:
+        print(
+            f"too big by {size(-room.host_spare(memory))} of host memory a rank, which has {size(room.host or 0)}: "
+            "take a DeepSpeed file that offloads less"
+        )
     raise typer.Exit(EXIT_USER)
 
 

@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
-from scaletrain.assemble.planned import modes_of_auto, planned_steps, with_checkpointing, workload_of
+from scaletrain.assemble.planned import planned_steps, settle_checkpointing, steps_between_saves, workload_of
 from scaletrain.config.architecture import Architecture, resolve_architecture
 from scaletrain.config.data_rules import source_places
 from scaletrain.config.deepspeed import batch_plan, zero_stage
@@ -20,7 +20,7 @@ from scaletrain.config.schema import Precision, Recipe
 from scaletrain.data.shards import INDEX, open_dataset
 from scaletrain.errors import ConfigError
 from scaletrain.planner.calibration import at_speed, read_speed
-from scaletrain.planner.fit import Room, Variant, checkpointing_that_fits, remedy
+from scaletrain.planner.fit import Room, Variant, remedy
 from scaletrain.planner.plan import Plan
 from scaletrain.planner.time import Cluster
 from scaletrain.planner.workload import Workload
@@ -52,14 +52,12 @@ def plan_recipe(
             recipe, preset, architecture, ranks=cluster.ranks, precision=precision_of(recipe), device=kind
         )
 
-    if recipe.train.activation_checkpointing == "auto":
-        mode = checkpointing_that_fits(work_of(with_checkpointing(recipe, "none")), room, modes_of_auto(recipe))
-        recipe = with_checkpointing(recipe, mode)
+    recipe = settle_checkpointing(recipe, room, work_of)
     if recipe.train.fp8:
         _check_fp8(recipe, preset, architecture, device, cluster.ranks)
     work = work_of(recipe)
     steps, said = planned_steps(recipe), recipe.checkpoint
-    every = said.every_steps if said.every_steps is not None and said.every_steps < steps else None
+    every = steps_between_saves(recipe, steps)
     stay = int(said.best_metric is not None)
     if every is not None and said.keep_every_steps is not None:
         stay += steps // math.lcm(every, said.keep_every_steps)

@@ -27,10 +27,15 @@ class Room:
     is_cpu: bool = False
     host: int | None = None
 
+    @property
+    def margin(self) -> float:
+        """By how much a plan may be wrong, in parts of it."""
+        return CPU_MARGIN if self.is_cpu else FRAGMENTATION
+
     def need(self, memory: Memory) -> int:
         """What a rank takes of it at most, margins included."""
-        reserve, margin = (PROCESS_BYTES, CPU_MARGIN) if self.is_cpu else (GPU_RESERVE, FRAGMENTATION)
-        return reserve + int(memory.peak_bytes * (1 + margin))
+        reserve = PROCESS_BYTES if self.is_cpu else GPU_RESERVE
+        return reserve + int(memory.peak_bytes * (1 + self.margin))
 
     def spare(self, memory: Memory) -> int:
         """What is left of it; less than 0: what is missing."""

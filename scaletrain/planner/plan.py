@@ -98,6 +98,7 @@ class Plan:
                 "backward": time.backward,
                 "update": time.update,
                 "exposed_communication": time.exposed,
+                "host": time.host,
                 "rest": time.rest,
             },
             "tokens_per_second": time.tokens_per_second,

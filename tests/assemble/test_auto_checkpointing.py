@@ -7,6 +7,7 @@ import pytest
 from scaletrain.assemble import expectation, pretraining
 from scaletrain.assemble.pretraining import settle_pretraining
 from scaletrain.data.shards import Dataset
+from scaletrain.errors import ConfigError
 from scaletrain.planner.fit import Room, checkpointing_that_fits
 from scaletrain.planner.memory import memory_of
 from tests.conftest import scaletrain, write_recipe
@@ -37,6 +38,14 @@ def test_a_launch_settles_on_it(mode: str, dataset: Dataset, tmp_path: Path, mon
     assert settled.recipe.train.activation_checkpointing == mode
     assert settled.job.recipe == settled.recipe
     assert (f", checkpointing {mode}" in settled.job.describe()[0]) == (mode != "none")
+
+
+def test_a_system_that_does_not_tell_its_memory_cannot_choose(
+    dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pretraining, "whole_memory", lambda: None)
+    with pytest.raises(ConfigError, match="recipe.yaml: .*=auto goes by .*: set none, selective or full"):
+        settle_pretraining(write_recipe(tmp_path, dataset, tmp_path / "run"), [AUTO], None)
 
 
 def test_a_plan_tells_what_a_launch_would_choose(tmp_path: Path) -> None:

@@ -3,15 +3,17 @@
 import json
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
 
 from scaletrain.assemble import expectation
 from scaletrain.assemble.pretraining import settle_pretraining
 from scaletrain.data.shards import Dataset
 from scaletrain.errors import ConfigError
 from scaletrain.planner.effort import Effort
-from scaletrain.planner.fit import Room, with_micro_batch
+from scaletrain.planner.fit import HOST_RESERVE, Room, with_micro_batch
 from scaletrain.planner.memory import memory_of
 from scaletrain.track.peak import Peak
 from scaletrain.track.sinks import JsonLines
@@ -70,6 +72,21 @@ def test_a_refusal_names_a_change_that_fits(recipe: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr(expectation, "available_memory", lambda: room)
     with pytest.raises(ConfigError, match="GB: train.micro_batch_size=4 makes it fit, --force goes on"):
         expectation.begin(settled, force=False)
+
+
+def test_a_refusal_for_host_memory_names_a_change_of_that(recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    settled = settle_pretraining(recipe, [], None)
+    gpu = replace(settled, launch=replace(settled.launch, device=torch.device("cuda")))
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(total_memory=80 * 10**9))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA H100 80GB HBM3")
+    work = expectation.workload(gpu)
+    assert work is not None and work.copies_state
+    without = memory_of(replace(work, copies_state=False)).host_peak.host
+    monkeypatch.setattr(expectation, "available_memory", lambda: HOST_RESERVE + without)
+    hopeless = replace(expectation.expect(gpu), host_bytes=10**12, host_moment="save")
+    with pytest.raises(ConfigError, match="host memory at the save by plan, .*: checkpoint.background=false makes it"):
+        expectation.check_room(gpu, hopeless, force=False)
+    expectation.check_room(gpu, hopeless, force=True)
 
 
 def test_a_cpus_speed_is_planned_once_its_rate_is_measured(recipe: Path) -> None:

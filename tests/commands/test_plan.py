@@ -89,6 +89,7 @@ def test_plain_values_for_a_program(folder: Path) -> None:
     assert found["remedy"] is None
     assert sum(found["peak_parts"].values()) == found["peak_bytes"] <= found["peak_with_margins_bytes"]
     assert found["run_mtbf_hours"] == 1000
+    assert sum(found["step_parts"].values()) == pytest.approx(found["step_seconds"])
     assert found["steps"] == 1000
 
 
