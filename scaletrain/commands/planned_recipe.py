@@ -47,7 +47,7 @@ def plan_recipe(
     room = room_of(device, devices_per_node, host_memory_gb)
 
     def work_of(recipe: Recipe) -> Workload:
-        kind: Literal["cpu", "cuda"] = "cpu" if device.name == CPU else "cuda"
+        kind: Literal["cpu", "cuda"] = "cpu" if device.is_cpu else "cuda"
         return workload_of(
             recipe, preset, architecture, ranks=cluster.ranks, precision=precision_of(recipe), device=kind
         )
@@ -108,7 +108,7 @@ def device_of(gpu: str, ranks: int, recipe: AnyRecipe, tflops: float | None = No
 
 def room_of(device: Hardware, ranks: int, host_memory_gb: float | None = None) -> Room:
     """Memory of each of a node's `ranks`; ConfigError where this machine is planned and does not tell its own."""
-    if device.name != CPU:
+    if not device.is_cpu:
         return Room(device.memory, host=None if host_memory_gb is None else int(host_memory_gb * 1e9 / ranks))
     available = available_memory()
     if available is None:

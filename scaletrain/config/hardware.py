@@ -2,6 +2,7 @@
 
 import re
 import tomllib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -14,8 +15,6 @@ from scaletrain.errors import ConfigError
 _FILE = Path(__file__).with_name("hardware.toml")
 _OTHERS = "bf16_of"
 CPU = "cpu"
-# Bytes/s of a rank's memory, of the loopback interface, of a network of 10 Gb/s: assumptions.
-_CPU_BANDWIDTH, _CPU_LINK, _CPU_NETWORK = 10e9, 2e9, 10e9 / 8
 
 
 @dataclass(frozen=True)
@@ -32,20 +31,30 @@ class Hardware:
     source: str
     fp8_gain: float | None = None
 
+    @property
+    def is_cpu(self) -> bool:
+        """A rank's part of a machine's cores and memory, whose network adapter its ranks share."""
+        return self.name == CPU
+
 
 @cache
 def _table() -> dict[str, dict[str, Any]]:
     return tomllib.loads(_FILE.read_text(encoding="utf-8"))
 
 
+def _devices() -> dict[str, dict[str, Any]]:
+    """Rows of whole accelerators, by name."""
+    return {name: row for name, row in _table().items() if name not in (_OTHERS, CPU)}
+
+
 def hardware_names() -> list[str]:
     """What hardware() knows, and "cpu", which is this machine."""
-    return [name for name in _table() if name != _OTHERS] + [CPU]
+    return [*_devices(), CPU]
 
 
 def hardware(name: str) -> Hardware:
     """By its name in the file; ConfigError if it is not there."""
-    if name not in hardware_names() or name == CPU:
+    if name not in _devices():
         close = closest(name, hardware_names())
         remedy = f"did you mean {close}?" if close else f"choose one of {', '.join(hardware_names())}"
         raise ConfigError(f"--gpu {name} is unknown: {remedy}")
@@ -54,22 +63,25 @@ def hardware(name: str) -> Hardware:
         name=name,
         memory=int(row["memory_gb"] * 1e9),
         rates={"bf16": row["bf16"] * 1e12, "fp16": row["fp16"] * 1e12, "fp32": row["fp32"] * 1e12},
-        bandwidth=row["bandwidth_gbs"] * 1e9,
-        link=row["link_gbs"] * 1e9,
-        network=row["network_gbps"] / 8 * 1e9,
-        source=row["source"],
         fp8_gain=row["fp8"] / row["bf16"] if "fp8" in row else None,
+        source=row["source"],
+        **_ways_of(row),
     )
 
 
 def cpu(rate: float, source: str) -> Hardware:
     """A rank's part of this machine. `rate`: FLOP/s of its matrix products in the precision that is planned."""
-    return Hardware(CPU, 0, {"bf16": rate, "fp16": rate, "fp32": rate}, _CPU_BANDWIDTH, _CPU_LINK, _CPU_NETWORK, source)
+    return Hardware(CPU, 0, {"bf16": rate, "fp16": rate, "fp32": rate}, source=source, **_ways_of(_table()[CPU]))
+
+
+def _ways_of(row: Mapping[str, Any]) -> dict[str, float]:
+    gigabytes = {"bandwidth": row["bandwidth_gbs"], "link": row["link_gbs"], "network": row["network_gbps"] / 8}
+    return {name: value * 1e9 for name, value in gigabytes.items()}
 
 
 def hardware_of(device: str) -> Hardware | None:
     """By the driver's name for the device, of those in the file with all figures; None if it is not there."""
-    found = (name for name, row in _table().items() if name != _OTHERS and _is_called(device, row["device"]))
+    found = (name for name, row in _devices().items() if _is_called(device, row["device"]))
     name = next(found, None)
     is_other = any(_is_called(device, other) for other in _table()[_OTHERS])  # "H100 PCIe" is no H100
     return None if name is None or is_other else hardware(name)
@@ -89,6 +101,5 @@ def _is_called(device: str, words: str) -> bool:
 @cache
 def dense_bf16_peaks() -> dict[str, float]:
     """FLOP/s by words of the driver's name for the device; of two that fit the first counts."""
-    rows = _table()
-    peaks = {name: rate * 1e12 for name, rate in rows[_OTHERS].items()}
-    return peaks | {row["device"]: row["bf16"] * 1e12 for name, row in rows.items() if name != _OTHERS}
+    peaks = {name: rate * 1e12 for name, rate in _table()[_OTHERS].items()}
+    return peaks | {row["device"]: row["bf16"] * 1e12 for row in _devices().values()}

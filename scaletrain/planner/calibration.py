@@ -69,7 +69,7 @@ def speed_of(
 def at_speed(plan: Plan, speed: Speed, source: str) -> Plan:
     """The same plan at the speed of a run; `source` says of which. A CPU's cores are shared by its ranks."""
     cluster, device = plan.cluster, plan.cluster.hardware
-    shared = speed.ranks / cluster.devices_per_node if device.name == CPU else 1.0
+    shared = speed.ranks / cluster.devices_per_node if device.is_cpu else 1.0
     if speed.bandwidth is not None:
         device = replace(device, bandwidth=speed.bandwidth * shared)
     return replace(
@@ -93,7 +93,7 @@ def _read_plan(run: Path, device: Hardware) -> tuple[Effort, int]:
             "run.dir of a pretraining run of this version"
         ) from None
     known = hardware_of(trained_on)
-    if (trained_on == CPU) != (device.name == CPU) or (known is not None and known.name != device.name):
+    if (trained_on == CPU) != device.is_cpu or (known is not None and known.name != device.name):
         raise ConfigError(
             f"--calibrate {run}: it trained on {trained_on}, which is no {device.name}: give --gpu "
             f"{known.name if known is not None else CPU}, or a run on the devices that are planned"

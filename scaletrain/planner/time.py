@@ -7,7 +7,7 @@ nothing overlaps. A plan, not a promise: kernels' own times, small matrices and 
 
 from dataclasses import dataclass
 
-from scaletrain.config.hardware import CPU, Hardware
+from scaletrain.config.hardware import Hardware
 from scaletrain.planner.communication import (
     backward_gather_bytes,
     forward_gather_bytes,
@@ -45,7 +45,7 @@ class Cluster:
         out of the node, and all pass each rank (NCCL; gloo has one)."""
         if self.nodes == 1:
             return self.hardware.link
-        adapters = 1 if self.hardware.name == CPU else self.devices_per_node
+        adapters = 1 if self.hardware.is_cpu else self.devices_per_node
         return min(self.hardware.link, self.network * adapters)
 
     def link_of(self, ranks: int) -> float:

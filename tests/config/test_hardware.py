@@ -2,7 +2,7 @@
 
 import pytest
 
-from scaletrain.config.hardware import CPU, dense_bf16_peaks, hardware, hardware_names, hardware_of
+from scaletrain.config.hardware import CPU, cpu, dense_bf16_peaks, hardware, hardware_names, hardware_of
 from scaletrain.errors import ConfigError
 
 WANTED = ["a100-40", "a100-80", "h100", "h200", "b200", "l40s", "mi300x", "rtx-4090", "rtx-5090"]
@@ -24,6 +24,15 @@ def test_figures_are_whole_and_plausible(name: str) -> None:
     assert found.link < found.bandwidth
     assert found.network <= found.link * 2
     assert "data sheet" in found.source or "architecture" in found.source
+
+
+def test_this_machine_has_a_row_too() -> None:
+    found = cpu(4e11, "measured now")
+    assert found.is_cpu
+    assert not hardware("h100").is_cpu
+    assert set(found.rates.values()) == {4e11}
+    assert 1e9 <= found.link < found.bandwidth < hardware("rtx-4090").bandwidth
+    assert found.network == 1.25e9  # 10 Gb/s
 
 
 def test_an_unknown_device_is_refused() -> None:
