@@ -61,11 +61,15 @@ OVERRIDE = re.compile(r"^([a-z_]+)\.([a-z_.]+)=")
 
 
 def commands(page: Path) -> list[list[str]]:
-    """The words of each command in the page's blocks, without comments; what continues on a new line is one command.
-    And of this project's in its lines."""
+    """The words of each command in the page's blocks, and of this project's in its lines."""
     text = page.read_text(encoding="utf-8")
-    found = [line.split() for line in re.findall(r"`(scaletrain [a-z][^`]*)`", FENCE.sub("", text))]
-    for block in FENCE.findall(text):
+    return [line.split() for line in re.findall(r"`(scaletrain [a-z][^`]*)`", FENCE.sub("", text))] + fenced(page)
+
+
+def fenced(page: Path) -> list[list[str]]:
+    """The words of each command in the page's blocks, without comments; what continues on a new line is one command."""
+    found = []
+    for block in FENCE.findall(page.read_text(encoding="utf-8")):
         for line in block.replace("\\\n", " ").splitlines():
             parts = line.removeprefix("$ ").split("&&")
             found += [shlex.split(part, comments=True) for part in parts if part.strip().startswith(PROGRAMS)]
