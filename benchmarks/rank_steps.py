@@ -12,7 +12,7 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
@@ -21,7 +21,7 @@ from benchmarks.record import ROOT
 from benchmarks.traffic import Collectives, loopback_bytes
 from scaletrain.cluster.env import read_world
 from scaletrain.config.architecture import Architecture, resolve_architecture
-from scaletrain.config.schema import Model, Optim
+from scaletrain.config.schema import Model, Optim, OptimizerName
 from scaletrain.engine.engine import Engine
 from scaletrain.runtime import dist
 from scaletrain.runtime.world import World
@@ -48,7 +48,7 @@ class Steps:
     warm_up: int = 2
     reduce_bucket: int | None = None  # elements; None: as in ds_configs/
     accumulation: int = 1  # micro-batches of a step, of `samples` each
-    optimizer: Literal["adamw", "muon"] = "adamw"
+    optimizer: OptimizerName = "adamw"
 
     def architecture(self) -> Architecture:
         sizes: dict[str, Any] = {"num_layers": self.layers, "num_heads": self.heads, "hidden_size": self.hidden}

@@ -130,9 +130,14 @@ class Finetuning:
     def memory(self, zero: Zero, precision: Precision, *, ranks: int, rows: int, is_cpu: bool) -> Memory:
         """Of a rank, by plan; NotPlannableError where no dry pass tells its activations."""
         kept = self.dry_pass(rows)
-        bits = self.recipe.model.quantize
         state = finetune_state(
-            kept.parameters, kept.trained, zero=zero, precision=precision, ranks=ranks, quantize=bits
+            kept.parameters,
+            kept.trained,
+            zero=zero,
+            precision=precision,
+            ranks=ranks,
+            quantize=self.recipe.model.quantize,
+            optimizer=self.recipe.optim.name,
         )
         return finetune_memory(state, kept.activations, kept.logits, precision=precision, is_cpu=is_cpu)
 

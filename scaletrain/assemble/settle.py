@@ -17,6 +17,7 @@ from scaletrain.engine.checkpoint import Identity
 from scaletrain.engine.plan import Plan, plan_run
 from scaletrain.engine.state import RunState
 from scaletrain.errors import ConfigError
+from scaletrain.optim.eight_bit import need_eight_bits
 from scaletrain.runtime import dist, processor
 from scaletrain.runtime.machine import cores
 from scaletrain.runtime.world import World
@@ -92,10 +93,15 @@ class Settled:
     @property
     def identity(self) -> Identity:
         return Identity(
-            layout={"ranks": self.world.size, "zero_stage": self.zero_stage, "precision": self.launch.precision},
+            layout={
+                "ranks": self.world.size,
+                "zero_stage": self.zero_stage,
+                "precision": self.launch.precision,
+                "moments": "8 bit" if self.recipe.optim.name == "adamw_8bit" else "float32",
+            },
             model=self.job.identity,
             data=self.job.data.identity(),
-            optimizer={"optim.name": self.recipe.optim.name},
+            optimizer={"optim.name": self.recipe.optim.name.removesuffix("_8bit")},
         )
 
 
@@ -105,6 +111,8 @@ def settle_launch(recipe: AnyRecipe, preset: dict[str, Any], world: World) -> La
     precision = recipe.train.precision or best_precision(device)
     if precision == "fp16" and device.type == "cpu":
         raise ConfigError("train.precision=fp16 needs a GPU: use bf16 or fp32 on a CPU")
+    if recipe.optim.name == "adamw_8bit":
+        need_eight_bits()
     config = engine_config(recipe, preset, ranks=world.size, precision=precision)
     check_zeropp(recipe.deepspeed, config, precision, world.local_size, on_gpu=device.type != "cpu")
     return Launch(

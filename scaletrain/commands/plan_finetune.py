@@ -67,7 +67,13 @@ def _tell_state(
     adapter, freeze = recipe.adapter.kind, recipe.model.freeze
     trained = parameters if adapter == "none" and freeze != "all_but_head" else 0
     state = finetune_state(
-        parameters, trained, zero=zero, precision=precision, ranks=ranks, quantize=recipe.model.quantize
+        parameters,
+        trained,
+        zero=zero,
+        precision=precision,
+        ranks=ranks,
+        quantize=recipe.model.quantize,
+        optimizer=recipe.optim.name,
     )
     what = "all trained" if trained else f"frozen under {adapter if adapter != 'none' else 'a head'}"
     print(f"model   {recipe.model.path}: {short_count(parameters)} parameters, {what}; {precision}, ZeRO {zero.stage}")

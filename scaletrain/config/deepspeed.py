@@ -221,10 +221,11 @@ def _optimizer_problems(name: str, preset: dict[str, Any]) -> Iterator[str]:
     said = _at(preset, "optimizer.type")
     if said in DECIDED_ELSEWHERE["optimizer.type"][0] and (said in ("muon", "Muon")) != (name == "muon"):
         yield f"optimizer.type={said} in this file, but optim.name={name} in the recipe: remove the first or change one"
-    if name == "muon" and offloads_optimizer(preset):
+    why = {"muon": "the CPU would make the updates orthogonal", "adamw_8bit": "DeepSpeed's Adam for CPUs has no 8 bits"}
+    if name in why and offloads_optimizer(preset):
         yield (
-            "optim.name=muon with zero_optimization.offload_optimizer is not done: the CPU would make the updates "
-            "orthogonal; remove offload_optimizer, or use optim.name=adamw"
+            f"optim.name={name} with zero_optimization.offload_optimizer is not done: {why[name]}; remove "
+            "offload_optimizer, or use optim.name=adamw"
         )
 
 

@@ -7,6 +7,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 
 Precision = Literal["bf16", "fp16", "fp32"]
 Family = Literal["gpt2", "llama"]
+OptimizerName = Literal["adamw", "adamw_8bit", "muon"]
 _SUFFIX = {"K": 10**3, "M": 10**6, "B": 10**9, "T": 10**12}
 
 
@@ -263,8 +264,10 @@ class Optim(Section):
     """Linear warm-up; default: 1% of the run, at least 10 steps (or the whole run if it is shorter)."""
     decay_ratio: Annotated[Real, Field(gt=0, le=1)] = 0.2
     """wsd: share of the run spent in the final decay."""
-    name: Literal["adamw", "muon"] = "adamw"
-    """muon: the matrices of the layers by momentum that is made orthogonal (Jordan et al. 2024), all else by AdamW. Its
+    name: OptimizerName = "adamw"
+    """adamw_8bit: AdamW whose moments take 2 bytes a parameter, not 8 (Dettmers et al. 2022), by bitsandbytes.
+
+    muon: the matrices of the layers by momentum that is made orthogonal (Jordan et al. 2024), all else by AdamW. Its
     updates are as large as AdamW's (Liu et al. 2025), so that lr and weight_decay carry over."""
     betas: tuple[Annotated[Real, Field(ge=0, lt=1)], Annotated[Real, Field(ge=0, lt=1)]] = (0.9, 0.95)
     eps: Annotated[Real, Field(gt=0)] = 1e-8

@@ -23,7 +23,7 @@ from scaletrain.runtime.files import hash_file, sync_folder, write_json, write_w
 
 FORMAT = 3
 _ADDABLE = "source "  # parts of a mixture: they may come and go at a resume, but never change
-_FIRST_OPTIMIZER = {"optim.name": "adamw"}  # of checkpoints that do not say
+_FIRST = {"optimizer": {"optim.name": "adamw"}, "layout": {"moments": "float32"}}  # of checkpoints that do not say
 SELF = "manifest_xxh3_128"  # the manifest's key for the hash of all its other values
 BEST = "best"
 
@@ -45,15 +45,15 @@ class Saves(Protocol):
 class Identity:
     """What a checkpoint belongs to. A run may only resume from one of the same identity.
 
-    `layout` tells how the state was held (ranks, ZeRO stage, precision) and may change; `model` is the architecture,
-    `data` what decides which samples are read (dataset and tokenizer fingerprints, context length, seed, shuffle),
-    `optimizer` which one it is: another has other moments.
+    `layout` tells how the state was held (ranks, ZeRO stage, precision, moments in how many bits) and may change;
+    `model` is the architecture, `data` what decides which samples are read (dataset and tokenizer fingerprints, context
+    length, seed, shuffle), `optimizer` which one it is: another has other moments.
     """
 
     layout: Mapping[str, Any]
     model: Mapping[str, Any]
     data: Mapping[str, Any]
-    optimizer: Mapping[str, Any] = field(default_factory=lambda: dict(_FIRST_OPTIMIZER))
+    optimizer: Mapping[str, Any] = field(default_factory=lambda: dict(_FIRST["optimizer"]))
 
     def to_dict(self) -> dict[str, Any]:
         return {name: dict(getattr(self, name)) for name in ("layout", "model", "data", "optimizer")}
@@ -411,6 +411,6 @@ def changed_layout(found: Found, identity: Identity) -> str | None:
 
 
 def _differences(found: Found, identity: Identity, part: str) -> list[str]:
-    before = {"optimizer": _FIRST_OPTIMIZER, **found.manifest}[part]
-    now = json.loads(json.dumps(identity.to_dict()[part]))
+    before = {**_FIRST.get(part, {}), **found.manifest.get(part, {})}
+    now = {**_FIRST.get(part, {}), **json.loads(json.dumps(identity.to_dict()[part]))}
     return [f"{k} was {before.get(k)}, is {now.get(k)}" for k in changed_keys(before, now)]

@@ -65,10 +65,9 @@ def check(found: Mapping[str, int], stored: Mapping[str, str], checkpoint: str) 
 
 
 def _sum_of(entry: Entry) -> int:
-    values = entry.values.detach()
-    if not values.numel():
+    if not entry.values.numel():
         return 0
-    bits = values.float().view(torch.int32)
+    bits = entry.floats().view(torch.int32)
     multipliers = _multipliers(bits.device)
     products = torch.empty(BLOCK, dtype=torch.int64, device=bits.device)
     first, inside = divmod(entry.start, BLOCK)

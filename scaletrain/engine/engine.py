@@ -30,6 +30,7 @@ from scaletrain.engine.timing import DeviceTime
 from scaletrain.engine.update import update_by_blocks
 from scaletrain.errors import CheckpointError, ConfigError
 from scaletrain.model.init import whole_parameter
+from scaletrain.optim.eight_bit import pack_moments
 from scaletrain.runtime import dist, pulse
 from scaletrain.runtime.heap import keep_freed_memory
 from scaletrain.runtime.idle_compiler import load_compiler, stand_in_for_compiler
@@ -65,6 +66,7 @@ class Engine:
     def __init__(self, task: Task, config: dict[str, Any], optim: Optim, device: torch.device) -> None:
         self._task, self._device = task, device
         self._kinds = fragments.KINDS_OF[optim.name]
+        self._packs = optim.name == "adamw_8bit"
         self._zero_stage = int(config["zero_optimization"]["stage"])
         self._accumulation = int(config["gradient_accumulation_steps"])
         # At stage 0 in float32 DeepSpeed applies gradients that are not finite and tells no norm: we clip and skip.
@@ -208,7 +210,7 @@ class Engine:
             self._host = torch.empty(total, dtype=torch.float32, pin_memory=self._device.type == "cuda")
         copies = torch.split(self._host, [entry.values.numel() for entry in entries])
         for entry, copy in zip(entries, copies, strict=True):
-            copy.copy_(entry.values, non_blocking=True)
+            copy.copy_(entry.floats(), non_blocking=True)
         if self._device.type == "cuda":
             torch.cuda.synchronize(self._device)
         return [replace(entry, values=copy) for entry, copy in zip(entries, copies, strict=True)]
@@ -236,11 +238,15 @@ class Engine:
             for piece in held:
                 for kind in self._kinds:
                     values = fragments.values(self._engine, piece, kind)
-                    if values is not None and (kind == fragments.WEIGHT or piece.name in saved.steps):
+                    if kind == fragments.WEIGHT or (values is not None and piece.name in saved.steps):
+                        assert isinstance(values, torch.Tensor), "a moment that was begun is in float32"
                         saved.fill(kind, piece.name, piece.start, values)
         fragments.write_scaler(self._engine, saved.scaler)
         fragments.refresh(self._engine, self._zero_stage)
-        return self._prove_loaded(held, stored, folder) if stored is not None else None
+        found = self._prove_loaded(held, stored, folder) if stored is not None else None
+        if self._packs:
+            pack_moments(self._engine.basic_optimizer)
+        return found
 
     def _prove_loaded(self, held: list[fragments.Piece], stored: Mapping[str, str], folder: Path) -> dict[str, str]:
         found = digest.sums(self._entries(held), self._kinds)
@@ -301,7 +307,7 @@ def _initialize(task: Task, config: dict[str, Any], optim: Optim, device: torch.
     config = {
         **without_idle_overlap(with_bucket_size(config, model), dist.size()),
         "zero_allow_untested_optimizer": optim.name != "adamw",
-    }  # by DeepSpeed; tests/engine/test_muon.py
+    }  # by DeepSpeed; tests/engine/test_muon.py, test_eight_bit.py
     engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=config)
     look_for_infinities_once(engine)
     look_at_all_gradients_at_once(engine)

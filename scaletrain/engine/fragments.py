@@ -12,11 +12,12 @@ from typing import Any
 import torch
 from torch import nn
 
+from scaletrain.optim.eight_bit import Packed, moment
 from scaletrain.optim.muon import Muon
 
 WEIGHT, MOMENTS, MOMENTUM = "weight", ("exp_avg", "exp_avg_sq"), "momentum_buffer"
 KINDS = (WEIGHT, *MOMENTS)
-KINDS_OF = {"adamw": KINDS, "muon": (*KINDS, MOMENTUM)}  # of the optimizers by name
+KINDS_OF = {"adamw": KINDS, "adamw_8bit": KINDS, "muon": (*KINDS, MOMENTUM)}  # of the optimizers by name
 _SCALER = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")
 
 
@@ -97,10 +98,14 @@ def share(held: Iterable[Piece], rank: int, ranks: int) -> list[Piece]:
     return parts
 
 
-def values(engine: Any, piece: Piece, kind: str) -> torch.Tensor | None:
+def values(engine: Any, piece: Piece, kind: str) -> torch.Tensor | Packed | None:
     """The piece's weights (float32 masters) or moments as the optimizer holds them: a view; None before any step."""
-    tensor = piece.owner if kind == WEIGHT else engine.basic_optimizer.state.get(piece.owner, {}).get(kind)
-    return None if tensor is None else tensor.detach().view(-1).narrow(0, piece.offset, piece.numel)
+    if kind == WEIGHT:
+        return piece.owner.detach().view(-1).narrow(0, piece.offset, piece.numel)
+    held = moment(engine.basic_optimizer.state.get(piece.owner, {}), kind)
+    if held is None or isinstance(held, Packed):
+        return held and held.narrow(piece.offset, piece.numel)
+    return held.detach().view(-1).narrow(0, piece.offset, piece.numel)
 
 
 def steps(engine: Any, held: Iterable[Piece]) -> dict[str, int]:
@@ -118,8 +123,6 @@ def begin_state(engine: Any, held: Iterable[Piece], counts: dict[str, int]) -> N
     A counter of its own for each: DeepSpeed's own ZeRO-3 loader lets all sub-groups share one, which then advances once
     for each of them in a step.
     """
-    from deepspeed.ops.adam import DeepSpeedCPUAdam
-
     optimizer = engine.basic_optimizer
     for piece in held:
         state = optimizer.state[piece.owner]
@@ -130,8 +133,8 @@ def begin_state(engine: Any, held: Iterable[Piece], counts: dict[str, int]) -> N
             if kind not in state:
                 state[kind] = torch.zeros_like(piece.owner, dtype=torch.float32, requires_grad=False)
         count = counts[piece.name]
-        is_plain = isinstance(optimizer, DeepSpeedCPUAdam)
-        state["step"] = count if is_plain else torch.tensor(float(count), device=piece.owner.device)
+        is_tensor = isinstance(optimizer, torch.optim.AdamW)  # of torch's; others count with a plain number
+        state["step"] = torch.tensor(float(count), device=piece.owner.device) if is_tensor else count
 
 
 @torch.no_grad()

@@ -9,6 +9,7 @@ from scaletrain.config.deepspeed import offloads_optimizer
 from scaletrain.config.schema import Optim
 from scaletrain.engine import fragments
 from scaletrain.errors import ConfigError
+from scaletrain.optim.eight_bit import adamw_8bit
 from scaletrain.optim.groups import parameter_groups, shape_of
 from scaletrain.optim.matrices import Part, plan_work
 from scaletrain.optim.muon import Muon
@@ -43,6 +44,8 @@ def build_optimizer(task: Task, model: nn.Module, config: dict[str, Any], optim:
             fused=True,
             **settings,
         )
+    if optim.name == "adamw_8bit":
+        return adamw_8bit(groups, **settings)
     if offloads_optimizer(config):
         from deepspeed.ops.adam import DeepSpeedCPUAdam  # compiled at first use, about a minute
 

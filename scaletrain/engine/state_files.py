@@ -19,6 +19,7 @@ import torch
 import xxhash
 
 from scaletrain.errors import CheckpointError
+from scaletrain.optim.eight_bit import Packed
 from scaletrain.runtime.files import forget_pages
 
 _BLOCK = 16 << 20  # bytes handed to the disk at once
@@ -31,12 +32,16 @@ def file_name(rank: int, ranks: int) -> str:
 
 @dataclass(frozen=True)
 class Entry:
-    """One piece to be written, as float32: one dimension, on any device, of any precision up to that."""
+    """One piece to be written, as float32: one dimension, on any device, of any precision up to that, or in 8 bits."""
 
     kind: str
     name: str
     start: int
-    values: torch.Tensor
+    values: torch.Tensor | Packed
+
+    def floats(self) -> torch.Tensor:
+        """In float32."""
+        return self.values.floats() if isinstance(self.values, Packed) else self.values.detach().float()
 
 
 def write_entries(path: Path, entries: Iterable[Entry], metadata: Mapping[str, Any]) -> tuple[int, str]:
@@ -70,7 +75,7 @@ def write_entries(path: Path, entries: Iterable[Entry], metadata: Mapping[str, A
 
 
 def _bytes_of(entry: Entry) -> memoryview:
-    array = entry.values.detach().float().cpu().contiguous().numpy()
+    array = entry.floats().cpu().contiguous().numpy()
     return memoryview(array.view(np.uint8))  # type: ignore[arg-type]  # numpy's stubs forget that it is a buffer
 
 

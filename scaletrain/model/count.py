@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from scaletrain.config.architecture import Architecture
+from scaletrain.config.schema import OptimizerName
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,7 @@ def count_parameters(arch: Architecture) -> ParameterCount:
     return ParameterCount(total=non_embedding + embeddings, non_embedding=non_embedding)
 
 
-def checkpoint_bytes(arch: Architecture, optimizer: Literal["adamw", "muon"]) -> int:
+def checkpoint_bytes(arch: Architecture, optimizer: OptimizerName) -> int:
     """Of all ranks' files: each weight and its two moments in float32, whatever the training computes in. Muon keeps
     one moment of the layers' matrices."""
     matrices = arch.num_layers * block_matmul_parameters(arch) if optimizer == "muon" else 0

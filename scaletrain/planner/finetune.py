@@ -2,10 +2,10 @@
 
 from dataclasses import dataclass
 
-from scaletrain.config.schema import Precision
+from scaletrain.config.schema import OptimizerName, Precision
 from scaletrain.planner.memory import Memory, Moment, Part
 from scaletrain.planner.resident import FINETUNE_LIBRARIES
-from scaletrain.planner.workload import ITEMSIZE
+from scaletrain.planner.workload import ITEMSIZE, MOMENTS, MOMENTS_OF_8_BITS
 from scaletrain.planner.zero import Zero
 
 QUANTIZED = {"none": None, "8bit": 1.0, "4bit": 0.53}  # bytes a weight: NF4 with double quantization has 4.127 bits
@@ -26,7 +26,14 @@ class FinetuneState:
 
 
 def finetune_state(
-    parameters: int, trained: int, *, zero: Zero, precision: Precision, ranks: int, quantize: str = "none"
+    parameters: int,
+    trained: int,
+    *,
+    zero: Zero,
+    precision: Precision,
+    ranks: int,
+    quantize: str = "none",
+    optimizer: OptimizerName = "adamw",
 ) -> FinetuneState:
     """`trained` of the model's `parameters`, or of an adapter on top of them, change; the others have no gradient and
     no optimizer state."""
@@ -34,11 +41,12 @@ def finetune_state(
     split = {part: ranks if zero.stage >= stage else 1 for part, stage in (("o", 1), ("g", 2), ("w", 3))}
     frozen = parameters - trained if trained <= parameters else 0
     held = QUANTIZED[quantize] or b
+    moments = MOMENTS_OF_8_BITS if optimizer == "adamw_8bit" else MOMENTS  # Muon's are fewer
     masters = 4 if b < 4 or zero.stage in (1, 2) else 0
     return FinetuneState(
         weights=int(frozen * held + trained * b) // split["w"],
         gradients=b * trained // split["g"],
-        optimizer=(8 + masters) * trained // split["o"],
+        optimizer=int((moments + masters) * trained) // split["o"],
         is_offloaded=zero.offloads_optimizer,
     )
 

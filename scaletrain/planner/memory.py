@@ -13,6 +13,8 @@ from scaletrain.planner.resident import LATE_LIBRARIES, kept
 from scaletrain.planner.workload import Workload
 
 _MASTER = 4  # float32 weights
+# Bytes of each of a group's elements: moments, gradient and two results in float32 (bitsandbytes, backends/cpu/ops.py).
+_EIGHT_BITS_ON_CPU = 20
 
 
 @dataclass(frozen=True)
@@ -70,7 +72,7 @@ def memory_of(work: Workload) -> Memory:
     # A resume fills the state from mapped files, whose pages make way; an old copy it has not.
     moments = [
         Moment("start", tuple(_start(work))),
-        Moment("load", tuple(standing(work))),
+        Moment("load", (*standing(work), *_load(work))),
         *(Moment(held.moment, (*state, *_inputs(work), *_parts(held))) for held in backward_parts(work)),
         Moment("update", (*state, *_update(work))),
         Moment("save", state),
@@ -153,7 +155,7 @@ def _copy(work: Workload) -> Iterator[Part]:
     among the ranks too."""
     if work.copies_state:
         mine = work.share_of(work.parameters)
-        size = _MASTER * mine + work.moments_of(mine)
+        size = _MASTER * mine + work.float_moments_of(mine)
         is_pinned = work.device == "cuda"
         yield Part("copy for saving", _power_of_two(size) if is_pinned else size, is_host=True)
 
@@ -165,6 +167,12 @@ def _start(work: Workload) -> Iterator[Part]:
         return
     yield Part("weights", work.itemsize * work.share_of(work.parameters), is_host=work.zero.offloads_parameters)
     yield Part("parameter as it is built", _MASTER * work.largest_parameter)
+
+
+def _load(work: Workload) -> Iterator[Part]:
+    """Moments in 8 bits are read in float32 first, see optim/eight_bit.py."""
+    if work.optimizer == "adamw_8bit":
+        yield Part("moments as they are read", work.float_moments_of(work.updated_parameters))
 
 
 def _update(work: Workload) -> Iterator[Part]:
@@ -187,6 +195,8 @@ def _update(work: Workload) -> Iterator[Part]:
         yield Part("gradients" if work.keeps_gradients_in_place else "gradients of its part", b * work.share_of(P))
     if not work.updates_in_blocks:
         yield Part("float32 gradients", flat + _MASTER * group)
+    if work.optimizer == "adamw_8bit" and work.device == "cpu":
+        yield Part("moments in float32", _EIGHT_BITS_ON_CPU * group)
 
 
 def _rounded(work: Workload, size: int, is_pinned: bool) -> int:

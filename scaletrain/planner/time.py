@@ -15,7 +15,7 @@ from scaletrain.planner.communication import (
     sequence_bytes,
     updated_weight_bytes,
 )
-from scaletrain.planner.effort import ADAM_BYTES, Effort, effort_of, host_seconds, updated_parameters
+from scaletrain.planner.effort import ADAM_BYTES, Effort, effort_of, host_seconds
 from scaletrain.planner.workload import Workload
 
 # Of the dense peak, recomputation counted. On GPUs Llama 3 405B had 38% to 43% MFU (Dubey et al. 2024); on a CPU with
@@ -124,4 +124,4 @@ def _update(work: Workload, effort: Effort, cluster: Cluster) -> float:
     """Bound by memory."""
     if effort.update_bytes:
         return effort.update_bytes / cluster.hardware.bandwidth
-    return updated_parameters(work) * (work.itemsize / _OFFLOAD_RATE + ADAM_BYTES / _HOST_ADAM_RATE)
+    return work.updated_parameters * (work.itemsize / _OFFLOAD_RATE + ADAM_BYTES / _HOST_ADAM_RATE)

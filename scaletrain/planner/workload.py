@@ -7,11 +7,13 @@ from typing import Literal
 from scaletrain.config.architecture import Architecture
 from scaletrain.config.deepspeed import bucket_elements
 from scaletrain.config.fp8_rules import trains_in_fp8
-from scaletrain.config.schema import Precision
+from scaletrain.config.schema import OptimizerName, Precision
 from scaletrain.model.activation_bytes import Activations, activations
 from scaletrain.model.count import block_matmul_parameters, count_parameters
 from scaletrain.planner.zero import Zero
 
+MOMENTS = 8  # bytes of a parameter's two in float32
+MOMENTS_OF_8_BITS = 2 + 8 / 256  # each 256 share two float32 scales
 ITEMSIZE: dict[Precision, int] = {"bf16": 2, "fp16": 2, "fp32": 4}
 
 
@@ -30,7 +32,7 @@ class Workload:
     ranks: int
     device: Literal["cpu", "cuda"] = "cuda"
     sharing: int = 1
-    optimizer: Literal["adamw", "muon"] = "adamw"
+    optimizer: OptimizerName = "adamw"
     copies_state: bool = True
     fp8: bool = False
 
@@ -85,11 +87,20 @@ class Workload:
         head = 0 if self.arch.tie_embeddings else self.embedding
         return self.arch.num_layers * block_matmul_parameters(self.arch) + head
 
+    @property
+    def updated_parameters(self) -> int:
+        """Those whose moments a rank holds: its part, from stage 1 on."""
+        return self.parameters if self.zero.stage == 0 else self.share_of(self.parameters)
+
     def moments_of(self, elements: int) -> int:
-        """Bytes of the optimizer's float32 moments of so many parameters: two each, of Muon's matrices (those of the
-        layers) one."""
+        """Bytes of the optimizer's moments of so many parameters."""
+        eight = self.optimizer == "adamw_8bit"
+        return int(MOMENTS_OF_8_BITS * elements) if eight else self.float_moments_of(elements)
+
+    def float_moments_of(self, elements: int) -> int:
+        """The same as a checkpoint holds them, in float32: two each, of Muon's matrices (those of the layers) one."""
         matrices = self.arch.num_layers * block_matmul_parameters(self.arch) if self.optimizer == "muon" else 0
-        return 8 * elements - 4 * matrices * elements // self.parameters
+        return MOMENTS * elements - 4 * matrices * elements // self.parameters
 
     @property
     def largest_group(self) -> int:

@@ -369,10 +369,12 @@ def test_an_optimizer_type_that_is_not_the_recipes_is_refused() -> None:
 
 
 @pytest.mark.parametrize("stage", [1, 2, 3])
-def test_muon_is_not_offloaded(stage: int) -> None:
+def test_muon_and_8_bits_are_not_offloaded(stage: int) -> None:
     offloaded = {"zero_optimization": {"stage": stage, "offload_optimizer": {"device": "cpu"}}}
     line = "optim.name=muon with zero_optimization.offload_optimizer is not done: the CPU would make the updates orth"
     assert line in refusal(offloaded, recipe(optim={"name": "muon"}))
+    line = "optim.name=adamw_8bit with zero_optimization.offload_optimizer is not done: DeepSpeed's Adam for CPUs has"
+    assert line in refusal(offloaded, recipe(optim={"name": "adamw_8bit"}))
     assert settle(recipe(), offloaded) == recipe()
 
 

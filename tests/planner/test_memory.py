@@ -202,6 +202,16 @@ def test_muons_matrices_have_one_moment() -> None:
     assert state(workload(1, optimizer="muon"))[0]["optimizer moments"] == pytest.approx(muon / 8, rel=1e-6)
 
 
+@pytest.mark.parametrize("stage", [0, 1, 3])
+def test_moments_in_8_bits_take_a_quarter_and_are_read_in_float32(stage: int) -> None:
+    adam, eight = (memory_of(workload(stage, optimizer=name)) for name in ("adamw", "adamw_8bit"))
+    held = {part.name: part.bytes for part in moment(eight, "load").parts}
+    whole = {part.name: part.bytes for part in moment(adam, "load").parts}["optimizer moments"]
+    assert held["optimizer moments"] == pytest.approx(whole * (2 + 1 / 32) / 8, rel=1e-6)
+    assert held["moments as they are read"] == pytest.approx(whole, rel=1e-6)
+    assert eight.peak_bytes < adam.peak_bytes
+
+
 def test_inputs_of_blocks_may_wait_in_host_memory() -> None:
     full, offload = (moment(memory_of(workload(checkpointing=mode)), "loss") for mode in ("full", "offload"))
     inputs = 31 * 4096 * 4096 * 2  # of all blocks but the last: tokens x width x 2 bytes, a power of two
