@@ -9,6 +9,7 @@ benchmarks/plan_memory.py: torch 2.13, DeepSpeed 0.19.
 from scaletrain.planner.workload import Workload
 
 LATE_LIBRARIES = 60_000_000  # 45 to 75: files' pages that the system has at hand come with those that are asked for
+BITSANDBYTES = 126_000_000  # version 0.50, for moments in 8 bits
 FINETUNE_LIBRARIES = 190_000_000  # transformers' models and PEFT among them
 _TOP = 96 << 20  # of a heap, beside what its blocks ever took at once
 _MAPPED = 32 << 20  # from here on a block is no part of the heap
