@@ -4,8 +4,11 @@ import sys
 
 sys.dont_write_bytecode = False  # without .pyc files each start compiles torch and DeepSpeed anew: ten seconds
 
-from scaletrain.runtime.stop import remember_warning
-
+try:
+    from scaletrain.runtime.stop import remember_warning
+except ModuleNotFoundError as error:
+    print(f"error: {sys.executable} has no {error.name}: first run `source .venv/bin/activate`", file=sys.stderr)
+    sys.exit(2)
 remember_warning()  # the imports below take seconds
 
 from scaletrain.commands.train import main

@@ -12,6 +12,8 @@ from scaletrain.assemble.pretraining import Pretraining
 from scaletrain.assemble.settle import Settled
 from scaletrain.cluster.doctor.finding import Finding
 from scaletrain.config.hardware import CPU, Hardware, cpu, hardware_of
+from scaletrain.engine.plan import Plan
+from scaletrain.engine.state import RunState
 from scaletrain.errors import ConfigError
 from scaletrain.planner.effort import Effort, effort_of
 from scaletrain.planner.fit import PROCESS_BYTES, Room, remedy
@@ -28,6 +30,7 @@ from scaletrain.track.meter import peak_memory_bytes
 from scaletrain.track.peak import Peak
 from scaletrain.track.sinks import read_lines
 
+_TOLD_HOURS = 0.5
 HOPELESS = 1.1  # times the memory that there is: a plan that needs more is wrong by less than what is missing
 
 
@@ -159,6 +162,17 @@ def _change(settled: Settled, room: Room) -> str:
 
 def write(expected: Expected, folder: Path) -> None:
     write_json(folder / PLAN, asdict(expected))
+
+
+def duration(expected: Expected | None, plan: Plan, state: RunState) -> Iterator[str]:
+    """How long what is left takes by plan, where that is told in hours rather than minutes."""
+    if expected is None or expected.tokens_per_second is None:
+        return
+    tokens = (plan.total_samples - state.samples_seen) * plan.tokens_per_sample
+    hours = tokens / expected.tokens_per_second / 3600
+    if hours >= _TOLD_HOURS:
+        took = f"{hours:,.1f} hours" if hours < 72 else f"{hours / 24:,.0f} days"
+        yield f"time    about {took}, at {expected.tokens_per_second:,.0f} tokens/s by plan"
 
 
 def compare(expected: Expected, settled: Settled) -> str:

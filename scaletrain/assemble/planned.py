@@ -38,7 +38,15 @@ def workload_of(
         optimizer=recipe.optim.name,
         copies_state=_copies(recipe, planned_steps(recipe)),
         fp8=recipe.train.fp8,
+        libraries=_libraries(recipe),
     )
+
+
+def _libraries(recipe: Recipe) -> tuple[str, ...]:
+    """Those that most runs do without."""
+    eight = ("bitsandbytes",) if recipe.optim.name == "adamw_8bit" else ()
+    live = ("datasets",) if recipe.data.source == "huggingface" else ()
+    return (*eight, *live, *dict.fromkeys(recipe.log.trackers))
 
 
 def settle_checkpointing(recipe: Recipe, room: Room, work_of: Callable[[Recipe], Workload]) -> Recipe:

@@ -2,7 +2,7 @@
 
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -39,6 +39,9 @@ from scaletrain.track.progress import RunProgress
 from scaletrain.track.sinks import Events, JsonLines, Sink, TensorBoard, last_evaluation
 from scaletrain.track.tracker_sink import TrackerSink
 from scaletrain.track.trackers import TRACKERS, TrackedRun, tracker_id
+
+_FILLED = 0.99  # of a sample's places that hold tokens, from which on all count
+_USEFUL_EPOCHS = 16
 
 
 def start_run(settled: Settled, peak: Peak, findings: Sequence[Finding], terminal: Terminal, began: float) -> Trainer:
@@ -137,6 +140,8 @@ def start_run(settled: Settled, peak: Peak, findings: Sequence[Finding], termina
 
 def _tell_plan(progress: RunProgress, plan: Plan, data: RunData, planned: Mapping[str, int], wanted_steps: int) -> None:
     progress.say(_plan_line(plan, data, wanted_steps))
+    for line in _repeats(plan, data):
+        progress.say(line)
     for line in data.plan_notes(plan.total_samples * plan.tokens_per_sample):
         progress.say(f"note    {line}")
     for name, samples in planned.items():
@@ -229,10 +234,23 @@ def _record_data(events: Events, state: RunState, data: RunData, reading: Readin
 
 
 def _plan_line(plan: Plan, data: RunData, wanted_steps: int) -> str:
-    tokens, stored = plan.total_samples * plan.tokens_per_sample, data.tokens("train")
-    passes = f", {tokens / stored:.2f} epochs" if stored else ""
+    rows, stored, most = sum(map(len, data.train.values())), data.tokens("train"), plan.tokens_per_sample
+    passes = f", {plan.total_samples / rows:.2f} epochs" if rows else ""
     ended = f"; of {wanted_steps:,} asked for, as max_epochs allows" if plan.total_steps < wanted_steps else ""
+    mean = min(most, stored / rows) if rows and stored else most
+    is_filled = mean > _FILLED * most
+    tokens = f"{plan.total_samples * most:,}" if is_filled else f"about {round(plan.total_samples * mean, -3):,.0f}"
     return (
-        f"plan    {plan.total_steps:,} steps x {plan.global_batch} samples x {plan.tokens_per_sample} tokens = "
-        f"{tokens:,} tokens{passes}{ended}"
+        f"plan    {plan.total_steps:,} steps x {plan.global_batch} samples x {'' if is_filled else 'up to '}{most} "
+        f"tokens = {tokens} tokens{passes}{ended}"
     )
+
+
+def _repeats(plan: Plan, data: RunData) -> Iterator[str]:
+    """What to say where the text is read so often that it teaches little more."""
+    rows = sum(map(len, data.train.values()))
+    if rows and plan.total_samples > _USEFUL_EPOCHS * rows:
+        yield (
+            f"note    the text is read {plan.total_samples / rows:,.0f} times: more than about {_USEFUL_EPOCHS} teach "
+            "next to nothing (Muennighoff et al. 2023): prepare more text, or lower the run's length"
+        )

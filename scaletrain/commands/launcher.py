@@ -12,7 +12,7 @@ from scaletrain.errors import ConfigError
 SCRIPT = Path("launch", "pretrain.py")
 FINETUNE = Path("launch", "finetune.py")
 RANKS = "{ranks}"  # in a launcher's words: their number
-TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={RANKS}")
+TORCHRUN = (sys.executable, "-m", "scaletrain.runtime.torchrun", "--standalone", f"--nproc_per_node={RANKS}")
 
 
 def script_of(recipe: AnyRecipe) -> Path:

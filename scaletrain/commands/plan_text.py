@@ -44,6 +44,10 @@ def describe(plan: Plan) -> Iterator[str]:
     yield from _speed(plan)
 
 
+def _hours(hours: float) -> str:
+    return f"{hours:,.0f}" if hours >= 100 else f"{hours:,.1f}" if hours >= 1 else f"{hours:.2g}"
+
+
 def _speed(plan: Plan) -> Iterator[str]:
     time, cost, cluster, work = plan.time, plan.cost, plan.cluster, plan.work
     peak = cluster.hardware.rates[work.precision] * cluster.ranks
@@ -55,7 +59,7 @@ def _speed(plan: Plan) -> Iterator[str]:
     )
     yield f"rate    {time.tokens_per_second:,.0f} tokens/s, MFU {mfu:.0%}"
     money = "" if cost.money is None else f", {cost.money:,.0f} at {plan.price:g} an hour"
-    took = f"{cost.hours:,.1f} hours, {cost.device_hours:,.0f} device-hours{money}"
+    took = f"{_hours(cost.hours)} hours, {_hours(cost.device_hours)} device-hours{money}"
     yield f"run     {plan.steps:,} steps: {took if cost.goodput else 'no end: faults come before the next checkpoint'}"
     yield (
         f"save    {_cadence(plan)}: {cost.goodput:.1%} of the time is work kept; each "
@@ -77,7 +81,7 @@ def short(plan: Plan) -> str:
     """All of it in one line."""
     need, room = size(plan.room.need(plan.memory)), size(plan.room.bytes)
     return (
-        f"{need} of {room} a rank, {plan.time.tokens_per_second:,.0f} tokens/s, {plan.cost.hours:,.1f} hours on "
+        f"{need} of {room} a rank, {plan.time.tokens_per_second:,.0f} tokens/s, {_hours(plan.cost.hours)} hours on "
         f"{plan.cluster.ranks:,} x {plan.cluster.hardware.name} ({plan.share_source} speed)"
     )
 

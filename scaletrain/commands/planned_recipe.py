@@ -103,7 +103,8 @@ def device_of(gpu: str, ranks: int, recipe: AnyRecipe, tflops: float | None = No
         return known if tflops is None else replace(known, rates=dict.fromkeys(known.rates, tflops * 1e12))
     if tflops is not None:
         return cpu(tflops * 1e12, "this machine; rate as given")
-    return cpu(_probe(precision_of(recipe)) / ranks, "this machine; rate of a 2,048 square product now")
+    rate = _probe(precision_of(recipe))
+    return cpu(rate / ranks, f"this machine; {rate / 1e12:.3g} TFLOP/s in a 2,048 square product now")
 
 
 def room_of(device: Hardware, ranks: int, host_memory_gb: float | None = None) -> Room:

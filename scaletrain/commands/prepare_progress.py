@@ -120,12 +120,19 @@ def _duplicate_lines(report: Report) -> list[str]:
     return [f"duplicates {report.duplicates:,} of {report.documents:,} documents ({share:.2%}) were left out"]
 
 
+_CONVERT = "iconv converts to UTF-8; --encoding-errors fail stops at the first"
+
+
 def _finding_lines(findings: Findings) -> list[str]:
     lines = []
     if findings.empty_documents:
         lines.append(f"skipped    {findings.empty_documents:,} empty documents")
     for count, places, what in (
-        (findings.encoding_errors, findings.encoding_places, "invalid byte sequences became U+FFFD"),
+        (
+            findings.encoding_errors,
+            findings.encoding_places,
+            f"invalid byte sequences became U+FFFD ({_CONVERT})",
+        ),
         (findings.bad_lines, findings.bad_places, "broken lines were skipped"),
     ):
         if count:

@@ -127,10 +127,10 @@ def _state(run: Path, sub: Submission | None, job: Job | None, events: Sequence[
         return "stopped", "cancelled before it began"
     if is_cancelled:
         return "stopped", "cancelled"
-    return "failed", _reason(run, sub, job)
+    return "failed", reason(run, sub, job)
 
 
-def _reason(run: Path, sub: Submission | None, job: Job | None) -> str:
+def reason(run: Path, sub: Submission | None = None, job: Job | None = None) -> str:
     """Why a run that ended without a word of its own did: its log's last error, else SLURM's state of the job."""
     log = run / sub.log if sub is not None else run / "logs" / "rank-00000.log"
     if log.is_file() and (told := told_cause(_last_lines(log))) is not None:

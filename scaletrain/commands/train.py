@@ -173,6 +173,9 @@ def _train_held(
         with together():
             if expected is not None and settled.world.is_first:
                 expectation.write(expected, Path(settled.recipe.run.dir))
+            for line in expectation.duration(expected, trainer.plan, trainer.state):
+                trainer.records.say(line)
+        began_at = trainer.state.step
         try:
             stopped = trainer.run()
         finally:
@@ -181,9 +184,9 @@ def _train_held(
         with together():
             for line in _finish(settled, trainer) if settled.world.is_first else ():
                 trainer.records.say(line)
-    if expected is not None:
+    if expected is not None and trainer.state.step > began_at:
         trainer.records.say(expectation.compare(expected, settled))
-    for line in farewell(trainer, settled, stopped):
+    for line in farewell(trainer, settled, stopped, began_at):
         trainer.records.say(line)
     if stopped and (trainer.stop.obeyed_file or _is_last_wanted(trainer)):
         report_wish(stopped)
@@ -230,7 +233,8 @@ def _end_with_fault(error: Exception, message: str, line: "Lifeline", settled: "
     rank = settled.world.rank
     if is_shared(error) or line.fail(error, message):
         if rank == 0:
-            print(f"error: {message}", file=terminal.err, flush=True)
+            for file in (sys.stderr, terminal.err):  # the log, where `runs` and `watch` look for a reason; a person
+                print(f"error: {message}", file=file, flush=True)
         return EXIT_USER
     print(f"error: rank {rank} on {socket.gethostname()}: {message}", file=terminal.err, flush=True)
     return 1
@@ -257,7 +261,7 @@ def header(settled: "Settled", peak: "Peak") -> list[str]:
     ]
 
 
-def farewell(trainer: "Trainer", settled: "Settled", stopped: str | None) -> list[str]:
+def farewell(trainer: "Trainer", settled: "Settled", stopped: str | None, began_at: int) -> list[str]:
     """What a person does next."""
     from scaletrain.engine.checkpoint import step_folder
 
@@ -267,8 +271,9 @@ def farewell(trainer: "Trainer", settled: "Settled", stopped: str | None) -> lis
         if _is_last_wanted(trainer):  # the same command would stop again
             again = "raise train.stop_at_step or leave it out to go on"
         return [f"stopped at step {trainer.state.step:,} ({stopped}); saved in {where}; {again}"]
+    before = "; it was done before, nothing was left to train" if trainer.state.step == began_at else ""
     return [
-        f"done    {trainer.state.step:,} steps, {trainer.state.tokens_seen:,} tokens; saved in {where}",
+        f"done    {trainer.state.step:,} steps, {trainer.state.tokens_seen:,} tokens; saved in {where}{before}",
         f"next    {settled.job.next_steps(run)}",
     ]
 

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from scaletrain.commands.standing import is_run
+from scaletrain.commands.standing import is_run, reason
 from scaletrain.commands.supervised_folder import holder
 from scaletrain.errors import ConfigError
 from scaletrain.track.frame import draw_frame
@@ -66,4 +66,5 @@ class Seen:
             return "running" if self.recorded.events else "running (starting)"
         if last.get("event") == "stop":
             return f"stopped ({last.get('reason', 'no reason told')})"
-        return "not running (it ended without a word, such as by a kill)" if last else "not running (not begun yet)"
+        folder = self.recorded.folder
+        return f"not running ({reason(folder) if last or (folder / 'logs').exists() else 'not begun yet'})"

@@ -184,6 +184,11 @@ def open_dataset(path: Path | str) -> Dataset:
     """Reads the index and checks each file's presence, header and size (no hashing); DataError says what is wrong."""
     path = Path(path)
     if not path.is_dir():
+        if path.exists():
+            raise DataError(
+                f"dataset {path} is a file: prepare it (scaletrain prepare --input {path} --output FOLDER "
+                "--train-tokenizer 8192) and give that folder"
+            )
         raise DataError(f"dataset {path} is not a folder: make it with scaletrain prepare --output {path}")
     file = path / INDEX
     if not file.is_file():

@@ -150,6 +150,8 @@ def _from_folder(folder: Path, name: str, eos_token: str | None) -> Tokenizer:
             return _build(read_gpt2(folder / vocab, folder / merges), name, config, eos_token, extras)
     if config:
         return _build(read_other(folder), name, config, eos_token, extras)
+    if (folder / "tokenizer").is_dir():
+        raise DataError(f"{folder} is no tokenizer, but holds one: give {folder / 'tokenizer'}")
     raise DataError(
         f"{folder} holds no tokenizer: expected tokenizer.json, one *.model, vocab.json with merges.txt "
         "or encoder.json with vocab.bpe"

@@ -247,8 +247,8 @@ def open_training_data(data: Data, seed: int) -> TrainingData:
     for dataset in sources.values():
         if dataset.tokenizer.fingerprint != first.tokenizer.fingerprint:
             raise DataError(
-                f"{dataset.name} was prepared with the tokenizer {dataset.tokenizer.name}, {first.name} with "
-                f"{first.tokenizer.name}: prepare both with one"
+                f"the tokenizer of {dataset.name} ({dataset.tokenizer.name}) is another than that of {first.name} "
+                f"({first.tokenizer.name}): prepare both with one, such as --tokenizer {first.tokenizer_folder}"
             )
     check_given(data, list(sources.values()))
     check_cache(list(sources.values()), data)

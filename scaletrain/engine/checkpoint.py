@@ -395,8 +395,9 @@ def changed_keys(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]
 def check_identity(found: Found, identity: Identity) -> None:
     """CheckpointError, with every difference, when the checkpoint is of another model or of other data."""
     rules = {
+        "data": "the data changed: resume with the dataset, context and seed that began the run, or choose a new "
+        "run.dir",
         "model": "the model changed: resume with the recipe that began the run, or choose a new run.dir",
-        "data": "the data changed: resume with the dataset that began the run, or choose a new run.dir",
         "optimizer": "the optimizer changed, and has other moments: resume with the one that began the run, or choose "
         "a new run.dir",
     }

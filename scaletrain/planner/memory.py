@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from scaletrain.planner.gradients import Held, backward_parts
-from scaletrain.planner.resident import BITSANDBYTES, LATE_LIBRARIES, kept
+from scaletrain.planner.resident import FURTHER_LIBRARIES, LATE_LIBRARIES, kept
 from scaletrain.planner.workload import Workload
 
 _MASTER = 4  # float32 weights
@@ -86,7 +86,7 @@ def memory_of(work: Workload) -> Memory:
 
 def _resident(work: Workload, moment: Moment, most: int) -> Moment:
     """With what the process holds beside it, see resident.py."""
-    late = LATE_LIBRARIES + (BITSANDBYTES if work.optimizer == "adamw_8bit" else 0)
+    late = LATE_LIBRARIES + sum(FURTHER_LIBRARIES[name] for name in work.libraries)
     more = (
         Part("libraries that load late", late),
         Part("freed, kept by the C library", kept(work, most, _small(work, moment))),

@@ -9,8 +9,17 @@ benchmarks/plan_memory.py: torch 2.13, DeepSpeed 0.19.
 from scaletrain.planner.workload import Workload
 
 LATE_LIBRARIES = 60_000_000  # 45 to 75: files' pages that the system has at hand come with those that are asked for
-BITSANDBYTES = 126_000_000  # version 0.50, for moments in 8 bits
 FINETUNE_LIBRARIES = 190_000_000  # transformers' models and PEFT among them
+# What an import of each adds, for recipes that need it: bitsandbytes 0.50, datasets 5.2, wandb 0.31, mlflow 3.17,
+# trackio 0.43, comet_ml 3.58.
+FURTHER_LIBRARIES = {
+    "bitsandbytes": 126_000_000,
+    "datasets": 90_000_000,
+    "wandb": 17_000_000,
+    "mlflow": 134_000_000,
+    "trackio": 28_000_000,
+    "comet": 58_000_000,
+}
 _TOP = 96 << 20  # of a heap, beside what its blocks ever took at once
 _MAPPED = 32 << 20  # from here on a block is no part of the heap
 _WRITING = 16 << 20  # a block on its way to the disk, see engine/state_files.py

@@ -12,6 +12,7 @@ from scaletrain.planner.zero import Zero
 
 MODES = ("none", "selective", "full", "offload")
 NEAR = 1.01
+ROOMY = 0.85  # of a rank's memory
 
 
 @dataclass(frozen=True)
@@ -37,16 +38,17 @@ def search(plan: Plan, presets: Mapping[str, Zero]) -> list[Found]:
                         f"train.activation_checkpointing={mode}",
                     )
                     found.append(Found(Variant(work, overrides), tried.memory, tried.time))
-    return ordered(found)
+    return ordered(found, int(ROOMY * plan.room.bytes))
 
 
-def ordered(found: Iterable[Found]) -> list[Found]:
-    """The fastest first, and of those within a percent of the fastest left the plainest: no plan knows more."""
+def ordered(found: Iterable[Found], roomy: int) -> list[Found]:
+    """The fastest first, and of those within a percent of the fastest left the plainest: no plan knows more. What takes
+    more than `roomy` bytes is behind those that leave room."""
     left = sorted(found, key=lambda one: one.time.seconds)
     best: list[Found] = []
     while left:
         near = bisect_right(left, NEAR * left[0].time.seconds, key=lambda one: one.time.seconds)
-        best += sorted(left[:near], key=_plainness)
+        best += sorted(left[:near], key=lambda one: (one.memory.peak_bytes > roomy, *_plainness(one)))
         left = left[near:]
     return best
 

@@ -20,7 +20,8 @@ ITEMSIZE: dict[Precision, int] = {"bf16": 2, "fp16": 2, "fp32": 4}
 @dataclass(frozen=True)
 class Workload:
     """`sharing` ranks share each sample; `micro_batch` samples a forward pass. `copies_state`: checkpoints are written
-    from a copy in host memory while training goes on. `fp8`: the blocks' products are."""
+    from a copy in host memory while training goes on. `fp8`: the blocks' products are.
+    `libraries`: those of resident.py that it needs beside what every run needs."""
 
     arch: Architecture
     context: int
@@ -35,6 +36,7 @@ class Workload:
     optimizer: OptimizerName = "adamw"
     copies_state: bool = True
     fp8: bool = False
+    libraries: tuple[str, ...] = ()
 
     @property
     def is_allowed(self) -> bool:

@@ -32,7 +32,12 @@ def write_whole(path: Path, data: bytes | str) -> None:
     if path.is_dir():  # told before a temporary file is, which nobody named
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
     temporary = path.with_name(f"{path.name}.{os.getpid()}{TEMPORARY}")
-    with temporary.open("wb") as file:
+    try:
+        file = temporary.open("wb")
+    except OSError as error:
+        error.filename = str(path)  # the name that a person knows
+        raise
+    with file:
         file.write(data if isinstance(data, bytes) else data.encode())
         file.flush()
         os.fsync(file.fileno())

@@ -41,7 +41,7 @@ class PassedSignals:
             self._touched = now
             with contextlib.suppress(OSError):  # tried again in a second; a second signal needs no file
                 self._file.parent.mkdir(parents=True, exist_ok=True)
-                self._file.touch()
+                self._file.write_text(f"{self.name}\n", encoding="utf-8")
 
     def wait(self, seconds: float) -> bool:
         """Sleeps, until a signal comes; whether one came."""

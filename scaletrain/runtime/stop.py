@@ -32,7 +32,7 @@ class StopRequest:
         self._since = 0.0
         self._watched = 0  # launchers
         self._file = file
-        self._file_found = False
+        self._asked: str | None = None
         self.obeyed_file = False
         self._looked = -_FILE_SECONDS
 
@@ -50,7 +50,7 @@ class StopRequest:
             return self._signal
         if self._watched and _launchers()[: self._watched] != first_launchers()[: self._watched]:
             return "the launcher is gone"
-        return f"{self._file} was found" if self._finds_file() else None
+        return self._asked_by_file()
 
     def remove_old_file(self) -> bool:
         """Removes a stop file that was written before this launch, which it cannot mean; whether there was one."""
@@ -65,12 +65,16 @@ class StopRequest:
             self._file.unlink()
             self.obeyed_file = True
 
-    def _finds_file(self) -> bool:
+    def _asked_by_file(self) -> str | None:
+        """What the file asks, once it was seen. A supervisor writes the name of the signal that it was sent into it;
+        others leave it empty."""
         now = time.monotonic()
-        if self._file is not None and not self._file_found and now - self._looked >= _FILE_SECONDS:
+        if self._file is not None and self._asked is None and now - self._looked >= _FILE_SECONDS:
             self._looked = now
-            self._file_found = self._file.is_file()
-        return self._file_found
+            if self._file.is_file():
+                name = _first_word(self._file)
+                self._asked = name if name in signal.Signals.__members__ else f"{self._file} was found"
+        return self._asked
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         if self._signal is None:
@@ -116,6 +120,13 @@ class TimeLimit:
 def remember_warning() -> None:
     """Keeps a SIGUSR1 for StopRequest.listen(). Its default is to end the process: the program does this first."""
     signal.signal(signal.SIGUSR1, lambda number, frame: _warned.append(time.monotonic()))
+
+
+def _first_word(file: Path) -> str:
+    try:
+        return file.read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError):
+        return ""
 
 
 @functools.cache

@@ -110,8 +110,8 @@ def _evaluation(table: Columns) -> str:
 
 
 def _speed(training: Columns) -> str:
-    rate, step, wait = (_recent(training, n) for n in ("tokens_per_second", "step_seconds", "data_wait_seconds"))
-    mfu = training.last("mfu")
+    names = ("tokens_per_second", "mfu", "step_seconds", "data_wait_seconds")
+    rate, mfu, step, wait = (_recent(training, name) for name in names)
     told = [f"{rate:,.0f} tok/s" if rate is not None else "", f"mfu {mfu:.1%}" if mfu is not None else ""]
     if step is not None:
         told.append(f"{step:.3g} s a step")
@@ -145,6 +145,11 @@ def _of_event(event: Mapping[str, Any]) -> str:
 
 
 def _value(value: Any) -> str:
+    """In a word or two: of what holds more, the names."""
+    if isinstance(value, Mapping):
+        return f"({', '.join(map(str, value))})"
+    if isinstance(value, list):
+        return f"{len(value)}" if any(isinstance(one, (Mapping, list)) for one in value) else ", ".join(map(str, value))
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 

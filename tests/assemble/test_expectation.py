@@ -11,6 +11,8 @@ import torch
 from scaletrain.assemble import expectation
 from scaletrain.assemble.pretraining import settle_pretraining
 from scaletrain.data.shards import Dataset
+from scaletrain.engine.plan import Plan
+from scaletrain.engine.state import RunState
 from scaletrain.errors import ConfigError
 from scaletrain.planner.effort import Effort
 from scaletrain.planner.fit import HOST_RESERVE, Room, with_micro_batch
@@ -96,6 +98,36 @@ def test_a_cpus_speed_is_planned_once_its_rate_is_measured(recipe: Path) -> None
     assert slow is not None and fast is not None
     assert 0 < slow < fast
     assert expectation.at_peak(expected, settled, Peak(None, "unknown")) == expected
+
+
+@pytest.mark.parametrize(
+    ("override", "libraries"),
+    [
+        ([], ()),
+        (["optim.name=adamw_8bit"], ("bitsandbytes",)),
+        (["log.trackers=[wandb, mlflow, wandb]"], ("wandb", "mlflow")),
+    ],
+)
+def test_libraries_of_a_recipe_are_planned(override: list[str], libraries: tuple[str, ...], recipe: Path) -> None:
+    work = expectation.workload(settle_pretraining(recipe, override, None))
+    assert work is not None
+    assert work.libraries == libraries
+
+
+@pytest.mark.parametrize(
+    ("rate", "told"),
+    [
+        (None, []),
+        (10_000.0, []),
+        (1000.0, ["time    about 2.5 hours, at 1,000 tokens/s by plan"]),
+        (10.0, ["time    about 10 days, at 10 tokens/s by plan"]),
+    ],
+)
+def test_a_long_run_is_told_at_its_start(rate: float | None, told: list[str], recipe: Path) -> None:
+    expected = replace(expectation.expect(settle_pretraining(recipe, [], None)), tokens_per_second=rate)
+    plan = Plan(total_steps=100, global_batch=100, micro_batch=1, tokens_per_sample=1000, total_samples=10_000)
+    assert list(expectation.duration(expected, plan, RunState(step=10, samples_seen=1000))) == told
+    assert list(expectation.duration(None, plan, RunState())) == []
 
 
 def test_a_machine_that_does_not_tell_its_memory_refuses_nothing(recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -23,6 +23,9 @@ def test_one_frame_where_there_is_no_terminal(tmp_path: Path) -> None:
     with (run.folder / ".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         assert "running" in scaletrain("watch", run.folder).out
+    (run.folder / "logs").mkdir()
+    (run.folder / "logs" / "rank-00000.log").write_text("x\nerror: data/web is gone: prepare it\n")
+    assert "not running (data/web is gone: prepare it)" in scaletrain("watch", run.folder).out
     run.event("stop", 1000, reason="SIGTERM")
     assert "stopped (SIGTERM)" in scaletrain("watch", run.folder).out
 

@@ -219,6 +219,22 @@ def test_invalid_bytes_are_counted_and_named_by_line(tmp_path: Path) -> None:
         read([text], Reading(encoding_errors="fail"))
 
 
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (
+            "two words".encode("utf-16"),
+            r"a\.txt begins as UTF-16 does: convert it \(iconv -f UTF-16 -t UTF-8\)",
+        ),
+        (b"\x7fELF\x02\x01\x01\x00 program", r"a\.txt holds zero bytes, which text in UTF-8 does not: convert it"),
+    ],
+)
+def test_what_is_no_utf_8_at_all_is_refused(content: bytes, message: str, tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_bytes(content)
+    with pytest.raises(DataError, match=message):
+        read([tmp_path / "a.txt"])
+
+
 def test_byte_order_mark_is_no_text(tmp_path: Path) -> None:
     for name, data in (("a.txt", b"abc"), ("a.jsonl", b'{"text": "abc"}'), ("a.csv", b"text\nabc\n")):
         (tmp_path / name).write_bytes(b"\xef\xbb\xbf" + data)

@@ -80,6 +80,9 @@ def test_fingerprint_is_of_the_content_alone(folder: Path, tmp_path: Path) -> No
 def test_missing_folder_says_how_to_make_it(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"dataset .*nope is not a folder: make it with scaletrain prepare"):
         open_dataset(tmp_path / "nope")
+    (tmp_path / "a.txt").write_text("text")
+    with pytest.raises(DataError, match=r"a\.txt is a file: prepare it \(scaletrain prepare --input .*a\.txt --output"):
+        open_dataset(tmp_path / "a.txt")
 
 
 def test_folder_without_index_is_incomplete(folder: Path) -> None:

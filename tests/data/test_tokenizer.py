@@ -171,6 +171,12 @@ def test_missing_end_of_text_names_the_option(tmp_path: Path) -> None:
     assert load_tokenizer(tmp_path, "b").eos_id == 1
 
 
+def test_a_folder_that_holds_one_is_told_its_place(tmp_path: Path) -> None:
+    (tmp_path / "tokenizer").mkdir()
+    with pytest.raises(DataError, match=f"{tmp_path} is no tokenizer, but holds one: give {tmp_path / 'tokenizer'}"):
+        load_tokenizer(tmp_path)
+
+
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [

@@ -90,6 +90,14 @@ def finished(dataset: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Path
     return folder
 
 
+def test_a_fault_that_is_found_inside_the_run_folder_is_told_afterwards(dataset: Dataset, tmp_path: Path) -> None:
+    recipe = write_recipe(tmp_path, dataset, tmp_path / "run")
+    check(pretrain(recipe, "data.max_epochs=0.01"), "would be read more often than its max_epochs")
+    told = scaletrain("runs", tmp_path).out
+    assert "failed" in told
+    assert "would be read more often than its max_epochs" in told
+
+
 def other_data(dataset: Dataset, folder: Path, texts: list[Path], *options: str) -> Path:
     inputs = [argument for text in texts for argument in ("--input", str(text))]
     done = scaletrain("prepare", *inputs, "--output", folder / "other", *options)

@@ -129,7 +129,11 @@ def test_of_equally_fast_ways_the_plainest_is_first() -> None:
     slower = workload(0, **plain)
     tried = [(work, StepTime(time, 0, 0, 0, 1)) for work, time in zip([*ways, slower], [*seconds, 1.02], strict=True)]
     found = [Found(Variant(work, ()), memory_of(work), time) for work, time in tried]
-    assert ordered(reversed(found)) == found
+    assert ordered(reversed(found), 10**15) == found
+    sizes = sorted(one.memory.peak_bytes for one in found[:5])
+    roomy = ordered(found, sizes[0])
+    assert roomy[0].memory.peak_bytes == sizes[0]
+    assert roomy[5] == found[5], "room counts for less than speed"
 
 
 def test_a_search_is_of_what_the_recipe_reads_in_a_step() -> None:

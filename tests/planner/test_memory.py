@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from scaletrain.planner.memory import Memory, Moment, Part, memory_of, standing
-from scaletrain.planner.resident import LATE_LIBRARIES
+from scaletrain.planner.resident import FURTHER_LIBRARIES, LATE_LIBRARIES
 from scaletrain.planner.workload import Workload
 from scaletrain.planner.zero import Zero, read_zero
 from tests.planner.made import SEVEN, workload
@@ -193,6 +193,12 @@ def test_a_process_on_a_cpu_holds_freed_memory_and_libraries_too() -> None:
         most = max(part.bytes for one in memory.moments for part in one.parts if part.name == "activations")
         assert update["freed, kept by the C library"] == most + more
     assert not any("C library" in part.name for one in memory_of(workload(1)).moments for part in one.parts)
+
+
+def test_libraries_that_a_recipe_needs_are_in_its_process() -> None:
+    plain, more = (memory_of(workload(1, device="cpu", libraries=names)) for names in ((), ("datasets", "mlflow")))
+    assert more.peak_bytes - plain.peak_bytes == FURTHER_LIBRARIES["datasets"] + FURTHER_LIBRARIES["mlflow"]
+    assert memory_of(workload(1, libraries=("datasets",))) == memory_of(workload(1))
 
 
 def test_muons_matrices_have_one_moment() -> None:

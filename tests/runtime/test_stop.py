@@ -64,6 +64,13 @@ def test_a_stop_file_is_a_request_that_outlives_it(tmp_path: Path) -> None:
     assert stop.reason == f"{file} was found"  # the ranks have agreed already
 
 
+@pytest.mark.parametrize(("text", "told"), [("SIGINT\n", "SIGINT"), ("enough\n", None), ("", None)])
+def test_a_supervisors_stop_file_tells_its_signal(text: str, told: str | None, tmp_path: Path) -> None:
+    file = tmp_path / "stop"
+    file.write_text(text)
+    assert StopRequest(file).reason == (told or f"{file} was found")
+
+
 def test_a_stop_file_is_looked_for_once_a_second(tmp_path: Path) -> None:
     file = tmp_path / "stop"
     stop = StopRequest(file)

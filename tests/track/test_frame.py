@@ -42,6 +42,14 @@ def test_a_running_run_shows_loss_speed_and_the_time_left(tmp_path: Path) -> Non
     assert "start at step 0: last_step 200" in found
 
 
+def test_of_what_an_event_holds_the_names_are_shown(tmp_path: Path) -> None:
+    data = {"event": "data", "step": 0, "data": {"web": {"tokens": 5}, "code": {}}, "seconds": 0.12345}
+    doctor = {"event": "doctor", "step": 0, "findings": [{"level": "warn"}, {"level": "note"}], "hosts": ["n1", "n2"]}
+    found = shown(tmp_path, line(10), events=(data, doctor))
+    assert "data at step 0: data (web, code), seconds 0.1235" in found
+    assert "doctor at step 0: findings 2, hosts n1, n2" in found
+
+
 def test_a_slow_rank_is_named_until_it_is_slow_no_longer(tmp_path: Path) -> None:
     ranks = line(10, rank_seconds_median=0.5, rank_seconds_max=1.0)
     told = {"event": "straggler", "step": 10, "slow_rank": 3, "slow_host": "n7"}

@@ -7,6 +7,7 @@ from typing import Any, Literal, NamedTuple
 
 from scaletrain.errors import DataError
 
+_HEAD = 4096  # bytes by which a file is known as text
 MAX_PLACES = 20  # faults named one by one in the summary; the rest are counted
 
 
@@ -73,8 +74,11 @@ class Findings:
 def decode_text(data: bytes, name: str, line: int, reading: Reading, findings: Findings, start: int = 0) -> str:
     """UTF-8 to text; invalid bytes become U+FFFD and are counted, or are a DataError if the reading says so.
 
-    `line` is the first line's number in the file, or counted from byte `start` of it.
+    `line` is the first line's number in the file, or counted from byte `start` of it. What begins as UTF-16 does or
+    holds zero bytes is no UTF-8 text at all: a DataError.
     """
+    if start == 0 and line == 1:
+        _check_is_text(data[:_HEAD], name)
     try:
         return data.decode("utf-8")
     except UnicodeDecodeError as error:
@@ -84,6 +88,16 @@ def decode_text(data: bytes, name: str, line: int, reading: Reading, findings: F
         text = data.decode("utf-8", "replace")
         findings.encoding_errors += text.count("\ufffd") - data.count(b"\xef\xbf\xbd") - 1
         return text
+
+
+def _check_is_text(head: bytes, name: str) -> None:
+    if head.startswith((b"\xff\xfe", b"\xfe\xff")):
+        raise DataError(f"{name} begins as UTF-16 does: convert it (iconv -f UTF-16 -t UTF-8), or leave it out")
+    if b"\0" in head:
+        raise DataError(
+            f"{name} holds zero bytes, which text in UTF-8 does not: convert it (iconv, from UTF-16 perhaps), or leave "
+            "it out, if it is a program or a picture (--glob)"
+        )
 
 
 def clean_surrogates(text: str, name: str, line: int, reading: Reading, findings: Findings, start: int = 0) -> str:
