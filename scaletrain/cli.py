@@ -2,7 +2,7 @@
 
 import errno
 import sys
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -65,6 +65,7 @@ def options(
     """Options of the program itself."""
 
 
+_LONGEST = 200  # characters of a fault, which may hold many file names
 _OTHER_PATH = "choose another path"
 _MORE_SPACE = "free some space there and run the command again"
 # What a file system refuses that the user can mend; any other OSError is a defect and shows its traceback.
@@ -86,10 +87,22 @@ REMEDIES = {
 }
 
 
+_UsageError: Any = typer.BadParameter.__mro__[1]  # click's, or the copy of it that typer brings
+
+
 def main() -> None:
     """Runs the command line; a fault in the input is one line on standard error and exit code 2."""
     try:
-        app()
+        code = app(prog_name="scaletrain", standalone_mode=False)
+        sys.exit(code if isinstance(code, int) else 0)
+    except typer.Abort:
+        sys.exit(1)
+    except _UsageError as error:
+        if sys.argv[1:]:
+            print(f"error: {_said_wrong(error)}", file=sys.stderr)
+        else:
+            error.show()  # the help
+        sys.exit(EXIT_USER)
     except ScaleTrainError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(EXIT_USER)
@@ -99,3 +112,13 @@ def main() -> None:
         where = error.filename or "the output"
         print(f"error: {where}: {error.strerror}: {REMEDIES[error.errno]}", file=sys.stderr)
         sys.exit(EXIT_USER)
+
+
+def _said_wrong(error: Any) -> str:
+    """A fault of the command line with its remedy."""
+    message = error.format_message().rstrip(".")
+    if len(message) > _LONGEST:
+        message = f"{message[:_LONGEST]}..."
+    where = error.ctx.command_path if error.ctx is not None else "scaletrain"
+    quote = "quote a pattern, so that the shell leaves it whole; " if "unexpected extra" in message else ""
+    return f"{message}: {quote}`{where} --help` lists what it takes"
