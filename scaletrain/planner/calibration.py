@@ -67,15 +67,19 @@ def speed_of(
 
 
 def at_speed(plan: Plan, speed: Speed, source: str) -> Plan:
-    """The same plan at the speed of a run; `source` says of which. A CPU's cores are shared by its ranks."""
+    """The same plan at the speed of a run; `source` says of which. A CPU's cores are shared by its ranks, and its rate
+    is one that was measured in a moment: what a run reached is no more than the machine's."""
     cluster, device = plan.cluster, plan.cluster.hardware
     shared = speed.ranks / cluster.devices_per_node if device.is_cpu else 1.0
+    precision, rate = plan.work.precision, speed.rate * shared
     if speed.bandwidth is not None:
         device = replace(device, bandwidth=speed.bandwidth * shared)
+    if device.is_cpu and rate > device.rates[precision]:
+        device = replace(device, rates={**device.rates, precision: rate})
     return replace(
         plan,
         cluster=replace(cluster, hardware=device),
-        share=speed.rate * shared / device.rates[plan.work.precision],
+        share=rate / device.rates[precision],
         share_source=source,
         rest=speed.rest,
     )

@@ -7,10 +7,12 @@ from typing import Any
 
 import pytest
 
-from scaletrain.config.hardware import Hardware, hardware
+from scaletrain.config.hardware import Hardware, cpu, hardware
 from scaletrain.errors import ConfigError
-from scaletrain.planner.calibration import Speed, read_speed
+from scaletrain.planner.calibration import Speed, at_speed, read_speed
 from scaletrain.planner.effort import effort_of
+from scaletrain.planner.fit import Room
+from scaletrain.planner.plan import Plan
 from scaletrain.planner.time import LINK_SHARE, Cluster, StepTime, step_time
 from scaletrain.planner.workload import Workload
 from tests.planner.made import workload
@@ -76,6 +78,16 @@ def test_another_recipe_is_planned_at_the_speed_of_the_run(tmp_path: Path) -> No
     device = replace(TRUE, rates=dict.fromkeys(TRUE.rates, 6e12), bandwidth=speed.bandwidth)
     found = step_time(other, Cluster(device, 1, 1, LINK), share=speed.rate / 6e12, rest=speed.rest)
     assert found.seconds == pytest.approx(known.seconds, rel=1e-6)
+
+
+@pytest.mark.parametrize(("reached", "share", "peak"), [(2e11, 0.5, 4e11), (6e11, 1.0, 6e11)])
+def test_what_a_run_reached_is_no_more_than_its_machine(reached: float, share: float, peak: float) -> None:
+    """A CPU's rate is measured in a moment, which others may have used."""
+    work = workload(1, device="cpu", ranks=2)
+    begun = Plan(work, Cluster(cpu(4e11, "now"), 1, 2, 1e9), Room(10**12, is_cpu=True), steps=10, keep_last=2)
+    found = at_speed(begun, Speed(reached, 1e10, 0.0, ranks=2), "as a run reached")
+    assert (found.share, found.cluster.hardware.rates["bf16"]) == (share, peak)
+    assert found.time.forward == pytest.approx(effort_of(work).forward_flops / reached)
 
 
 def test_an_update_elsewhere_tells_nothing_of_the_memory(tmp_path: Path) -> None:
