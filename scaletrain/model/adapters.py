@@ -1,5 +1,6 @@
 """Adapters of PEFT: a few new weights in a frozen model. What a checkpoint or an export holds of them."""
 
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ _TASK_TYPES: dict[Head, str] = {
 
 def need_peft() -> Any:
     """The library, or how to get it."""
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # which it loads: on a CPU that misses 4 bits' kernels
     try:
         import peft
     except ImportError as error:

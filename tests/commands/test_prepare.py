@@ -34,7 +34,7 @@ def test_prepare_says_what_it_made(texts: list[Path], tmp_path: Path) -> None:
     assert "byte-bpe-500: 500 tokens (uint16), eos 0" in lines["tokenizer"]
     assert "tokens/byte, " in lines["rate"]
     assert "MB/s" in lines["rate"]
-    assert "1 invalid byte sequences became U+FFFD, at:" in lines["faults"]
+    assert "1 invalid byte sequences became U+FFFD (iconv converts to UTF-8; --encoding-errors fail" in lines["faults"]
     assert f"             {bad}:2 byte 0xef" in done.stderr
     assert lines["dataset"].split(maxsplit=1)[1] == str(tmp_path / "set")
 

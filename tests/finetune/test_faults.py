@@ -16,7 +16,6 @@ from tests.finetune.conftest import Write
 
 RULES = [
     ("classify", ["model.quantize=4bit"], "model.quantize=4bit with adapter.kind=none: weights of so few bits cannot"),
-    ("sft", ["model.quantize=4bit", "adapter.kind=lora"], "model.quantize=4bit needs bitsandbytes: pip"),
     ("sft", ["model.quantize=8bit", "adapter.kind=lora", "deepspeed=ds_configs/zero3.json"], "does not go with ZeRO"),
     (
         "sft",
