@@ -4,7 +4,6 @@ import os
 import re
 import shlex
 import shutil
-import signal
 import subprocess
 import sysconfig
 import time
@@ -130,9 +129,6 @@ def stopped(line: str, folder: Path, environment: Mapping[str, str], meanwhile: 
         while not (metrics.exists() and metrics.stat().st_size) and training.poll() is None:
             assert time.monotonic() < deadline, "no step was logged in five minutes"
             time.sleep(0.5)
-        with subprocess.Popen(["bash", "-c", f"exec {watch}"], cwd=folder, env=environment) as watching:
-            time.sleep(5)
-            assert watching.poll() is None, "watch ended while the run went on"
-            watching.send_signal(signal.SIGINT)
+        assert run(watch, folder, environment) == 0  # one look, where there is no terminal
         assert run(stop, folder, environment) == 0
     return training.returncode, run(line, folder, environment)
