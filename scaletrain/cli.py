@@ -65,6 +65,7 @@ def options(
     """Options of the program itself."""
 
 
+UsageError: Any = typer.BadParameter.__mro__[1]  # click's, or the copy of it that typer brings
 _LONGEST = 200  # characters of a fault, which may hold many file names
 _OTHER_PATH = "choose another path"
 _MORE_SPACE = "free some space there and run the command again"
@@ -87,9 +88,6 @@ REMEDIES = {
 }
 
 
-_UsageError: Any = typer.BadParameter.__mro__[1]  # click's, or the copy of it that typer brings
-
-
 def main() -> None:
     """Runs the command line; a fault in the input is one line on standard error and exit code 2."""
     try:
@@ -97,7 +95,7 @@ def main() -> None:
         sys.exit(code if isinstance(code, int) else 0)
     except typer.Abort:
         sys.exit(1)
-    except _UsageError as error:
+    except UsageError as error:
         if sys.argv[1:]:
             print(f"error: {_said_wrong(error)}", file=sys.stderr)
         else:

@@ -10,12 +10,11 @@ import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-import click
 import pytest
 import typer
 from typer.testing import CliRunner
 
-from scaletrain.cli import app
+from scaletrain.cli import UsageError, app
 from scaletrain.config.deepspeed import settle
 from scaletrain.config.load import load_with_deepspeed
 from scaletrain.errors import EXIT_STOPPED, ConfigError
@@ -55,13 +54,13 @@ def test_values_of_commands_are_valid() -> None:
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_commands_are_read_by_the_command_line(page: Path) -> None:
     """What is needed is there, and options' values are of their types; not where a word stands for the reader's own."""
-    known = typer.main.get_group(app)
+    known = typer.main.get_group(app).commands
     wrong = []
     for words in fenced(page):
         if words[0] == "scaletrain" and not any(PLACEHOLDER.search(word) for word in words):
             try:
-                known.resolve_command(click.Context(known), words[1:])[1].make_context(words[1], words[2:])
-            except click.ClickException as error:
+                known[words[1]].make_context(words[1], words[2:])
+            except UsageError as error:
                 wrong.append(f"{' '.join(words)}: {error.format_message()}")
     assert not wrong, "\n".join(wrong)
 

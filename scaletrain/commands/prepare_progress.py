@@ -10,6 +10,7 @@ from scaletrain.data.prepare.units import Findings
 from scaletrain.data.shards import SPLITS, Dataset
 
 _LINE_SECONDS = 10.0
+_REPLACED = "invalid byte sequences became U+FFFD (iconv converts to UTF-8; --encoding-errors fail stops at the first)"
 _SPLITS = {
     "hash": "whole documents, by hash",
     "span": "the end of each document: there are too few to hold out whole ones",
@@ -120,19 +121,12 @@ def _duplicate_lines(report: Report) -> list[str]:
     return [f"duplicates {report.duplicates:,} of {report.documents:,} documents ({share:.2%}) were left out"]
 
 
-_CONVERT = "iconv converts to UTF-8; --encoding-errors fail stops at the first"
-
-
 def _finding_lines(findings: Findings) -> list[str]:
     lines = []
     if findings.empty_documents:
         lines.append(f"skipped    {findings.empty_documents:,} empty documents")
     for count, places, what in (
-        (
-            findings.encoding_errors,
-            findings.encoding_places,
-            f"invalid byte sequences became U+FFFD ({_CONVERT})",
-        ),
+        (findings.encoding_errors, findings.encoding_places, _REPLACED),
         (findings.bad_lines, findings.bad_places, "broken lines were skipped"),
     ):
         if count:

@@ -100,11 +100,11 @@ def share(held: Iterable[Piece], rank: int, ranks: int) -> list[Piece]:
 
 def values(engine: Any, piece: Piece, kind: str) -> torch.Tensor | Packed | None:
     """The piece's weights (float32 masters) or moments as the optimizer holds them: a view; None before any step."""
-    if kind == WEIGHT:
-        return piece.owner.detach().view(-1).narrow(0, piece.offset, piece.numel)
-    held = moment(engine.basic_optimizer.state.get(piece.owner, {}), kind)
-    if held is None or isinstance(held, Packed):
-        return held and held.narrow(piece.offset, piece.numel)
+    held = piece.owner if kind == WEIGHT else moment(engine.basic_optimizer.state.get(piece.owner, {}), kind)
+    if held is None:
+        return None
+    if isinstance(held, Packed):
+        return held.narrow(piece.offset, piece.numel)
     return held.detach().view(-1).narrow(0, piece.offset, piece.numel)
 
 

@@ -9,6 +9,8 @@ from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
 
+from scaletrain.runtime.files import write_whole
+
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 _GRACE_SECONDS = 3.0  # as in a rank: what repeats the first signal within it is still the first request
 _TOUCH_SECONDS = 1.0
@@ -41,7 +43,7 @@ class PassedSignals:
             self._touched = now
             with contextlib.suppress(OSError):  # tried again in a second; a second signal needs no file
                 self._file.parent.mkdir(parents=True, exist_ok=True)
-                self._file.write_text(f"{self.name}\n", encoding="utf-8")
+                write_whole(self._file, f"{self.name}\n")  # a rank may look at any moment
 
     def wait(self, seconds: float) -> bool:
         """Sleeps, until a signal comes; whether one came."""

@@ -72,7 +72,7 @@ class StopRequest:
         if self._file is not None and self._asked is None and now - self._looked >= _FILE_SECONDS:
             self._looked = now
             if self._file.is_file():
-                name = _first_word(self._file)
+                name = _text_of(self._file)
                 self._asked = name if name in signal.Signals.__members__ else f"{self._file} was found"
         return self._asked
 
@@ -122,7 +122,7 @@ def remember_warning() -> None:
     signal.signal(signal.SIGUSR1, lambda number, frame: _warned.append(time.monotonic()))
 
 
-def _first_word(file: Path) -> str:
+def _text_of(file: Path) -> str:
     try:
         return file.read_text(encoding="utf-8").strip()
     except (OSError, UnicodeDecodeError):

@@ -15,7 +15,7 @@ from scaletrain.engine.state_files import StateFiles
 from scaletrain.optim.eight_bit import Packed
 from scaletrain.runtime import dist
 from tests.engine.tiny import VOCAB, TinyTask
-from tests.engine.training import engine_dict, largest_difference, train
+from tests.engine.training import engine_dict, largest_difference, train, train_and_resume
 from tests.ranks import run_ranks
 
 ADAMW = Optim(lr=0.01, warmup_steps=5, grad_clip=0.5, weight_decay=0.3)
@@ -47,14 +47,7 @@ class WideTask(TinyTask):
 
 
 def train_each(root: str) -> dict[Case, tuple[list[float], list[float]]]:
-    """The losses of each case, and those of its other half after a resume from a checkpoint on the way."""
-    found = {}
-    for stage, precision in CASES:
-        folder = Path(root) / f"{precision}-{stage}"
-        whole = train(stage, precision, WideTask(), steps=STEPS, save_at=10, root=folder, optim=OPTIM)
-        again = train(stage, precision, WideTask(), steps=STEPS, resume=True, root=folder, optim=OPTIM)
-        found[stage, precision] = whole, again
-    return found
+    return train_and_resume(Path(root), CASES, WideTask, OPTIM, STEPS)
 
 
 def resume_elsewhere(root: str) -> dict[Case, tuple[list[float], int]]:

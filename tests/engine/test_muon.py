@@ -23,7 +23,7 @@ from scaletrain.optim.schedule import lr_at
 from scaletrain.runtime import dist
 from tests.engine.test_parity import gpt_task
 from tests.engine.tiny import VOCAB, TinyModel, TinyTask
-from tests.engine.training import TOTAL_STEPS, engine_dict, largest_difference, train
+from tests.engine.training import TOTAL_STEPS, engine_dict, largest_difference, train, train_and_resume
 from tests.ranks import run_ranks
 
 # Gradients of about 0.15 are clipped, so that the place of clipping shows.
@@ -92,14 +92,7 @@ def train_plainly(optim: Optim) -> list[float]:
 
 
 def train_each(root: str) -> dict[Case, tuple[list[float], list[float]]]:
-    """The losses of each case, and those of its other half after a resume from a checkpoint on the way."""
-    found = {}
-    for stage, precision in CASES:
-        folder = Path(root) / f"{precision}-{stage}"
-        whole = train(stage, precision, LayeredTask(), steps=STEPS, save_at=10, root=folder, optim=OPTIM)
-        again = train(stage, precision, LayeredTask(), steps=STEPS, resume=True, root=folder, optim=OPTIM)
-        found[stage, precision] = whole, again
-    return found
+    return train_and_resume(Path(root), CASES, LayeredTask, OPTIM, STEPS)
 
 
 def resume_at_another_stage(root: str) -> dict[Case, list[float]]:

@@ -1,6 +1,6 @@
 """Training by the engine and by a bare torch loop, on the same weights and batches."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -77,6 +77,20 @@ def train(
             assert root is not None
             checkpoint.finish(checkpoint.begin(root, engine, state, identity, {}))
     return losses
+
+
+def train_and_resume(
+    root: Path, cases: Iterable[tuple[int, str]], task: Callable[[], Task], optim: Optim, steps: int
+) -> dict[tuple[int, str], tuple[list[float], list[float]]]:
+    """The losses of each ZeRO stage and precision, and those of its other half after a resume from a checkpoint at step
+    10, in the folder PRECISION-STAGE below `root`."""
+    found = {}
+    for stage, precision in cases:
+        folder = root / f"{precision}-{stage}"
+        whole = train(stage, precision, task(), steps=steps, save_at=10, root=folder, optim=optim)
+        again = train(stage, precision, task(), steps=steps, resume=True, root=folder, optim=optim)
+        found[stage, precision] = whole, again
+    return found
 
 
 def share_of(micro_batch: int, accumulation: int = 1, sharing: int = 1) -> Share:
