@@ -14,7 +14,7 @@ from typing import Literal
 
 from scaletrain.config.architecture import Architecture
 from scaletrain.errors import ConfigError
-from scaletrain.model.chunks import QUERY_BLOCK, rows_of_softmax, tokens_of_chunk
+from scaletrain.model.chunks import QUERY_BLOCK, rows_of_softmax, tokens_of_chunk, words_of_gradient
 from scaletrain.model.native.build import is_supported, serves_heads
 
 WIDE = 4  # float32: statistics of norms and softmax, sums of gradients
@@ -142,11 +142,12 @@ def _head_buffers(arch: Architecture, tokens: int, itemsize: int, device: str) -
     """What one chunk of the loss needs (loss.py): flat in tokens beyond a chunk, and in the vocabulary where a chunk
     has more than its least number of tokens."""
     V, C = arch.vocab_size, arch.hidden_size
-    n = min(tokens_of_chunk(V, itemsize, device), tokens)
+    n = tokens_of_chunk(tokens, V, itemsize, device)
     logits = n * V * itemsize
     if device != "cpu" or (itemsize < WIDE and not is_supported()):  # else they turn into probabilities in place
         logits += min(rows_of_softmax(V, device), n) * V * WIDE
-    part = 0 if itemsize == WIDE else itemsize * V * C  # of the weight's gradient, before it is added in float32
+    # Of the weight's gradient, before it is added in float32.
+    part = 0 if itemsize == WIDE else itemsize * words_of_gradient(V, device) * C
     hidden = (tokens + n) * C * itemsize  # the head's input, and a chunk of it without ignored rows
     return hidden + logits + part
 

@@ -17,6 +17,7 @@ KEPT = frozenset(
     {
         "aten::mm",
         "aten::addmm",
+        "mkldnn::_linear_pointwise",  # native/linear.py
         "aten::_scaled_mm",  # a product in FP8
         "aten::_scaled_dot_product_flash_attention",
         "aten::_scaled_dot_product_efficient_attention",

@@ -13,7 +13,7 @@ from torch.autograd.function import once_differentiable
 
 from scaletrain.config.architecture import Architecture
 from scaletrain.model import cpu_kernels
-from scaletrain.model.native import feed_forward
+from scaletrain.model.native import feed_forward, linear
 
 Rotation = tuple[Tensor, Tensor]  # cosines and signed sines, each (T, 1, D) or, by sample, (B, T, 1, D); float32
 
@@ -23,6 +23,12 @@ class Linear(nn.Linear):
 
     def reset_parameters(self) -> None:
         pass
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.bias is not None and linear.takes_native(x, self.weight, self.bias):
+            y: Tensor = linear.NativeLinear.apply(x, self.weight, self.bias)  # type: ignore[no-untyped-call]
+            return y
+        return super().forward(x)
 
 
 class Embedding(nn.Embedding):

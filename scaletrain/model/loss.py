@@ -1,6 +1,7 @@
 """The output head and its loss: matrix product and cross-entropy in one, chunk by chunk.
 
-B batch, T tokens, C hidden width, V vocabulary, N = B * T, n tokens of one chunk, m of its rows at a time.
+B batch, T tokens, C hidden width, V vocabulary, N = B * T, n tokens of one chunk, of which m rows at a time, v words at
+a time.
 
 The logits of a whole batch never exist (16 x 2,048 tokens x 128k vocabulary in float32 are 17 GB): each chunk's logits
 give its share of the loss and, when gradients are wanted, of both gradients, all in the forward pass, so nothing is
@@ -15,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from scaletrain.model.chunks import rows_of_softmax, tokens_of_chunk
+from scaletrain.model.chunks import rows_of_softmax, tokens_of_chunk, words_of_gradient
 from scaletrain.model.native import call as native
 
 IGNORE_INDEX = -100  # label of a position without loss, as in torch and Hugging Face
@@ -42,7 +43,8 @@ def linear_cross_entropy(
     hidden_NC: Tensor, weight_VC: Tensor, labels_N: Tensor, chunk_tokens: int | None = None
 ) -> Tensor:
     """Sum of the cross-entropies of softmax(hidden weight^T) against labels; float32 scalar (float64 for float64)."""
-    chunk = chunk_tokens or tokens_of_chunk(weight_VC.shape[0], weight_VC.itemsize, hidden_NC.device.type)
+    N, (V, _), device = len(hidden_NC), weight_VC.shape, hidden_NC.device.type
+    chunk = chunk_tokens or tokens_of_chunk(N, V, weight_VC.itemsize, device)
     loss: Tensor = _LinearCrossEntropy.apply(hidden_NC, weight_VC, labels_N, chunk, torch.is_grad_enabled())  # type: ignore[no-untyped-call]
     return loss
 
@@ -64,7 +66,8 @@ class _LinearCrossEntropy(torch.autograd.Function):
         is_native = native.serves(logits_nV)
         in_place = is_native or (is_wide and logits_nV.device.type == "cpu")
         probs_mV = None if in_place else torch.empty_like(logits_nV[:rows], dtype=wide)
-        product_VC = None if is_wide or dweight_VC is None else torch.empty_like(weight_VC)
+        words = words_of_gradient(V, hidden_NC.device.type)
+        product_vC = None if is_wide or dweight_VC is None else torch.empty_like(weight_VC[:words])
         for hidden_nC, labels_n, place in _chunks(hidden_NC, labels_N, chunk_tokens):
             dlogits_nV = torch.mm(hidden_nC, weight_VC.t(), out=logits_nV[: len(labels_n)])
             if is_native:
@@ -77,7 +80,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
             if dhidden_NC is not None:
                 torch.mm(dlogits_nV, weight_VC, out=dhidden_NC[place]).mul_(kept_n1)
             if dweight_VC is not None:
-                _add_product(dweight_VC, dlogits_nV.t(), hidden_nC * kept_n1, product_VC)
+                _add_product(dweight_VC, dlogits_nV.t(), hidden_nC * kept_n1, product_vC)
         ctx.save_for_backward(dhidden_NC, dweight_VC)
         ctx.weight_dtype = weight_VC.dtype
         return loss
@@ -126,9 +129,11 @@ def _to_gradient_natively(logits_nV: Tensor, labels_n: Tensor) -> Tensor:
     return losses_n.sum()
 
 
-def _add_product(total_VC: Tensor, a_Vn: Tensor, b_nC: Tensor, product_VC: Tensor | None) -> None:
-    """product_VC: a buffer in the type of a and b; None where the total is of it."""
-    if product_VC is None:
+def _add_product(total_VC: Tensor, a_Vn: Tensor, b_nC: Tensor, product_vC: Tensor | None) -> None:
+    """product_vC: a buffer in the type of a and b, for some words at a time; None where the total is of it."""
+    if product_vC is None:
         total_VC.addmm_(a_Vn, b_nC)
-    else:
-        total_VC += torch.mm(a_Vn, b_nC, out=product_VC)
+        return
+    words = len(product_vC)
+    for total_vC, a_vn in zip(torch.split(total_VC, words), torch.split(a_Vn, words), strict=True):
+        total_vC.add_(torch.mm(a_vn, b_nC, out=product_vC[: len(total_vC)]))

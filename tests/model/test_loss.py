@@ -4,6 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from scaletrain.model import chunks
 from scaletrain.model.loss import IGNORE_INDEX, OutputHead, linear_cross_entropy
 
 
@@ -89,3 +90,22 @@ def test_head_under_autocast_computes_in_the_autocast_type() -> None:
     expected = linear_cross_entropy(hidden.bfloat16(), weight.bfloat16(), labels)
     assert loss.item() == expected.item()
     assert head.weight.grad.dtype == torch.float32
+
+
+def test_gradients_of_some_words_at_a_time_are_those_of_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = []
+    for words in (50, 16):
+        monkeypatch.setitem(chunks.GRADIENT_WORDS, "cpu", words)
+        hidden, weight, labels = _inputs()
+        narrow = weight.detach().bfloat16().requires_grad_()
+        linear_cross_entropy(hidden.detach().bfloat16(), narrow, labels, 8).backward()
+        assert narrow.grad is not None
+        found.append(narrow.grad)
+    assert torch.equal(*found)
+
+
+@pytest.mark.parametrize(("tokens", "most"), [(4096, 1984), (1984, 1984), (1985, 1984), (1, 1984), (0, 1984)])
+def test_chunks_are_of_about_one_size_and_none_is_too_large(tokens: int, most: int) -> None:
+    chunk = chunks.tokens_of_chunk(tokens, 8192, 2, "cpu")
+    assert chunk <= most
+    assert chunk == most or -(-tokens // chunk) * chunk - tokens < -(-tokens // most)

@@ -253,6 +253,42 @@ def test_the_loss_and_the_gradient_of_logits_are_the_formulas(words: int) -> Non
     assert not found[~kept].any()
 
 
+@pytest.mark.parametrize("shape", [(2, 33, 48), (1, 48), (48,)])
+def test_a_layer_with_a_bias_is_the_formula(shape: tuple[int, ...]) -> None:
+    layer = layers.Linear(48, 20).bfloat16()
+    torch.nn.init.normal_(layer.weight, std=0.2)
+    torch.nn.init.normal_(layer.bias)
+    x, dy = torch.randn(shape).bfloat16().requires_grad_(), torch.randn(*shape[:-1], 20).bfloat16()
+    y = layer(x)
+    assert "NativeLinear" in str(y.grad_fn)
+    y.backward(dy)
+    rows, dy_rows = x.detach().double().reshape(-1, 48), dy.double().reshape(-1, 20)
+    truth = rows @ layer.weight.detach().double().t() + layer.bias.detach().double()
+    assert _error(y.reshape(-1, 20), truth) < 0.004
+    assert x.grad is not None and layer.weight.grad is not None and layer.bias.grad is not None
+    assert _error(x.grad.reshape(-1, 48), dy_rows @ layer.weight.detach().double()) < 0.004
+    assert _error(layer.weight.grad, dy_rows.t() @ rows) < 0.004
+    assert _error(layer.bias.grad, dy_rows.sum(0)) < 0.004
+
+
+def test_a_layer_that_does_not_learn_keeps_no_input() -> None:
+    kept = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda x: kept.append(x.shape), lambda x: x):
+        for learns in (True, False):
+            layer = layers.Linear(48, 20).bfloat16().requires_grad_(learns)
+            layer(torch.randn(3, 48).bfloat16().requires_grad_())
+    assert kept == [(3, 48), (20, 48), (20, 48)]
+
+
+def test_a_replaced_linear_is_called(monkeypatch: pytest.MonkeyPatch) -> None:
+    """DeepSpeed's, at ZeRO 3."""
+    called = []
+    replaced = F.linear
+    monkeypatch.setattr(F, "linear", lambda *given: called.append(given) or replaced(*given))
+    assert layers.Linear(48, 20).bfloat16()(torch.randn(3, 48).bfloat16()).shape == (3, 20)
+    assert called
+
+
 def test_a_label_beyond_the_vocabulary_is_refused() -> None:
     hidden, weight = torch.randn(3, 16).bfloat16(), torch.randn(20, 16).bfloat16()
     assert linear_cross_entropy(hidden, weight, torch.tensor([-100, 0, 19])).isfinite()

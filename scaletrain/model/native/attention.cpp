@@ -23,55 +23,79 @@ constexpr float LOWEST = -1e30f;  // no score; finite, so that the difference of
 template <int R, int V, bool ADD>
 inline void tile(int K, const bf16* A, int lda, const bf16* B, int N, float* C) {
     __m512 c[R][V];
-#pragma GCC unroll 8
+#pragma GCC unroll 16
     for (int r = 0; r < R; ++r)
-#pragma GCC unroll 8
+#pragma GCC unroll 16
         for (int v = 0; v < V; ++v) c[r][v] = ADD ? load(C + r * N + 16 * v) : _mm512_setzero_ps();
     for (int k = 0; k < K; k += 2) {
         __m512bh b[V];
-#pragma GCC unroll 8
+#pragma GCC unroll 16
         for (int v = 0; v < V; ++v) b[v] = (__m512bh)_mm512_loadu_si512(B + k * N + 32 * v);
-#pragma GCC unroll 8
+#pragma GCC unroll 16
         for (int r = 0; r < R; ++r) {
             int32_t pair;
             std::memcpy(&pair, A + r * lda + k, 4);
             const __m512bh a = (__m512bh)_mm512_set1_epi32(pair);
-#pragma GCC unroll 8
+#pragma GCC unroll 16
             for (int v = 0; v < V; ++v) c[r][v] = _mm512_dpbf16_ps(c[r][v], a, b[v]);
         }
     }
-#pragma GCC unroll 8
+#pragma GCC unroll 16
     for (int r = 0; r < R; ++r)
-#pragma GCC unroll 8
+#pragma GCC unroll 16
         for (int v = 0; v < V; ++v) store(C + r * N + 16 * v, c[r][v]);
 }
 
-// C[M, N] (+)= A[M, K] B: M a multiple of 4, N of 32. C has rows of N.
+// M rows, a multiple of 16, and 16 V columns: in tiles of at least 16 sums, which hide what a sum waits for the one before.
+template <int V, bool ADD>
+void columns(int M, int K, const bf16* A, int lda, const bf16* B, int N, float* C) {
+    constexpr int R = V == 1 ? 16 : V < 4 ? 8 : 4;
+    for (int m = 0; m < M; m += R) tile<R, V, ADD>(K, A + m * lda, lda, B, N, C + m * N);
+}
+
+// C[M, N] (+)= A[M, K] B: M a multiple of 16, N of 32. C has rows of N.
 template <bool ADD>
 void multiply(int M, int N, int K, const bf16* A, int lda, const bf16* B, float* C) {
     int n = 0;
-    for (; n + 64 <= N; n += 64)
-        for (int m = 0; m < M; m += 4) tile<4, 4, ADD>(K, A + m * lda, lda, B + 2 * n, N, C + m * N + n);
-    for (; n < N; n += 32)
-        for (int m = 0; m < M; m += 4) tile<4, 2, ADD>(K, A + m * lda, lda, B + 2 * n, N, C + m * N + n);
+    for (; n + 64 <= N; n += 64) columns<4, ADD>(M, K, A, lda, B + 2 * n, N, C + n);
+    if (n < N) columns<2, ADD>(M, K, A, lda, B + 2 * n, N, C + n);
+}
+
+// The three products of a block on the diagonal, where queries see no later key; by sixteens of them.
+// C[key, query] = A[64, K] B, where the query is not before the key's sixteen; the rest of C stays.
+void multiply_seen(int K, const bf16* A, int lda, const bf16* B, float* C) {
+    columns<4, false>(16, K, A, lda, B, S, C);
+    columns<3, false>(16, K, A + 16 * lda, lda, B + 2 * 16, S, C + 16 * (S + 1));
+    columns<2, false>(16, K, A + 32 * lda, lda, B + 2 * 32, S, C + 32 * (S + 1));
+    columns<1, false>(16, K, A + 48 * lda, lda, B + 2 * 48, S, C + 48 * (S + 1));
+}
+
+// C[key, N] += A[key, query] B[query, N], of those queries.
+void add_to_keys(int N, const bf16* A, const bf16* B, float* C) {
+    for (int m = 0; m < S; m += 16) multiply<true>(16, N, S - m, A + m * (S + 1), S, B + m * N, C + m * N);
+}
+
+// C[M, query] += A[M, key] B[key, query], of those keys.
+void add_to_queries(int M, const bf16* A, const bf16* B, float* C) {
+    for (int n = 0; n < S; n += 16) columns<1, true>(M, n + 16, A, S, B + 2 * n, S, C + n);
 }
 
 // 16 x 16 elements of 32 bits; r[i] becomes column i.
 inline void transpose(__m512i r[16]) {
     __m512i t[16];
-#pragma GCC unroll 8
+#pragma GCC unroll 16
     for (int i = 0; i < 16; i += 2) {
         t[i] = _mm512_unpacklo_epi32(r[i], r[i + 1]);
         t[i + 1] = _mm512_unpackhi_epi32(r[i], r[i + 1]);
     }
-#pragma GCC unroll 8
+#pragma GCC unroll 16
     for (int i = 0; i < 16; i += 4) {
         r[i] = _mm512_unpacklo_epi64(t[i], t[i + 2]);
         r[i + 1] = _mm512_unpackhi_epi64(t[i], t[i + 2]);
         r[i + 2] = _mm512_unpacklo_epi64(t[i + 1], t[i + 3]);
         r[i + 3] = _mm512_unpackhi_epi64(t[i + 1], t[i + 3]);
     }
-#pragma GCC unroll 8
+#pragma GCC unroll 16
     for (int c = 0; c < 4; ++c) {
         const __m512i even = _mm512_shuffle_i32x4(r[c], r[4 + c], 0x88), odd = _mm512_shuffle_i32x4(r[c], r[4 + c], 0xdd);
         const __m512i even2 = _mm512_shuffle_i32x4(r[8 + c], r[12 + c], 0x88);
@@ -235,15 +259,20 @@ void forward(const Shape& s, int b, int g, const bf16* qkv, bf16* y, float* lse,
             for (int j = window.begin; j <= i; ++j) {
                 const int key = j * S;
                 const bool hides = window.hides(key);
-                multiply<false>(S, S, D, k + j * one, D, q_t, scores);
+                const bool is_last = i == j;
+                if (is_last)
+                    multiply_seen(D, k + j * one, D, q_t, scores);
+                else
+                    multiply<false>(S, S, D, k + j * one, D, q_t, scores);
                 for (int m = 0; m < S; m += 16) {
+                    const int keys = is_last ? m + 16 : S;
                     const __m512 before = load(most + m);
                     __m512 now = before;
                     if (hides)
-                        for (int n = 0; n < S; ++n)
+                        for (int n = 0; n < keys; ++n)
                             now = _mm512_mask_max_ps(now, window.sees(m, key + n), now, load(scores + n * S + m));
                     else
-                        for (int n = 0; n < S; ++n) now = _mm512_max_ps(now, load(scores + n * S + m));
+                        for (int n = 0; n < keys; ++n) now = _mm512_max_ps(now, load(scores + n * S + m));
                     if (_mm512_cmp_ps_mask(now, before, _CMP_NEQ_UQ)) {
                         const __m512 less = exp2_of(_mm512_mul_ps(_mm512_sub_ps(before, now), scale));
                         store(most + m, now);
@@ -252,7 +281,7 @@ void forward(const Shape& s, int b, int g, const bf16* qkv, bf16* y, float* lse,
                     }
                     const __m512 exponent = _mm512_mul_ps(now, scale);
                     __m512 total = load(sum + m);
-                    for (int n = 0; n < S; n += 2) {
+                    for (int n = 0; n < keys; n += 2) {
                         __m512 a = exp2_of(_mm512_fmsub_ps(load(scores + n * S + m), scale, exponent));
                         __m512 c = exp2_of(_mm512_fmsub_ps(load(scores + (n + 1) * S + m), scale, exponent));
                         if (hides) {
@@ -264,7 +293,10 @@ void forward(const Shape& s, int b, int g, const bf16* qkv, bf16* y, float* lse,
                     }
                     store(sum + m, total);
                 }
-                multiply<true>(D, S, S, v_t + j * one, S, p, o);
+                if (is_last)
+                    add_to_queries(D, v_t + j * one, p, o);
+                else
+                    multiply<true>(D, S, S, v_t + j * one, S, p, o);
             }
             for (int m = 0; m < s.rows(i); ++m) {
                 lse[((long)b * s.H + h) * s.T + i * S + m] = most[m] * s.scale() + std::log2(sum[m]);
@@ -324,11 +356,18 @@ void backward(const Shape& s, int b, int g, const bf16* qkv, const bf16* y, cons
             for (int j = window.begin; j <= i; ++j) {
                 const int key = j * S;
                 const bool hides = window.hides(key);
-                multiply<false>(S, S, D, k + j * one, D, q_t, scores);
-                multiply<false>(S, S, D, v + j * one, D, u_t, dp);
+                const bool is_last = i == j;
+                if (is_last) {
+                    multiply_seen(D, k + j * one, D, q_t, scores);
+                    multiply_seen(D, v + j * one, D, u_t, dp);
+                } else {
+                    multiply<false>(S, S, D, k + j * one, D, q_t, scores);
+                    multiply<false>(S, S, D, v + j * one, D, u_t, dp);
+                }
                 for (int m = 0; m < S; m += 16) {
+                    const int keys = is_last ? m + 16 : S;
                     const __m512 exponent = load(log_sum + m), mean = load(dot + m);
-                    for (int n = 0; n < S; n += 2) {
+                    for (int n = 0; n < keys; n += 2) {
                         __m512 e[2], de[2];
 #pragma GCC unroll 2
                         for (int x = 0; x < 2; ++x) {
@@ -342,9 +381,15 @@ void backward(const Shape& s, int b, int g, const bf16* qkv, const bf16* y, cons
                         _mm512_storeu_si512(ds_p + n * S + 2 * m, packed(de[0], de[1]));
                     }
                 }
-                multiply<true>(S, D, S, p, S, u_p, dv + j * one);
-                multiply<true>(S, D, S, ds, S, q_p, dk + j * one);
-                multiply<true>(D, S, S, k_t + j * one, S, ds_p, dq);
+                if (is_last) {
+                    add_to_keys(D, p, u_p, dv + j * one);
+                    add_to_keys(D, ds, q_p, dk + j * one);
+                    add_to_queries(D, k_t + j * one, ds_p, dq);
+                } else {
+                    multiply<true>(S, D, S, p, S, u_p, dv + j * one);
+                    multiply<true>(S, D, S, ds, S, q_p, dk + j * one);
+                    multiply<true>(D, S, S, k_t + j * one, S, ds_p, dq);
+                }
             }
             write_transposed(dq, factor, rows, D, drow + i * S * stride + h * D, stride);
         }
