@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 
 from scaletrain.data.order import SampleOrder, Share, fingerprints
 from scaletrain.data.rows import Batch, Rows
@@ -79,5 +80,17 @@ def token_steps(rows: Rows, order: SampleOrder, share: Share, *, start: int, pin
 
 
 def pinned(batch: Batch, pin: bool) -> Batch:
-    """The batch, in pinned memory if it goes to a GPU."""
-    return {name: values.pin_memory() for name, values in batch.items()} if pin else batch
+    """The batch, in pinned memory if it goes to a GPU, and with what the host would have to wait for it to count."""
+    if not pin:
+        return batch
+    if (documents := batch.get("documents")) is not None:
+        batch = {**batch, "document_bounds": _document_bounds(documents)}
+    return {name: values.pin_memory() for name, values in batch.items()}
+
+
+def _document_bounds(documents_BT: torch.Tensor) -> torch.Tensor:
+    """The first token of each document among the B * T, and B * T; int32."""
+    is_first_BT = torch.ones(documents_BT.shape, dtype=torch.bool)
+    is_first_BT[:, 1:] = documents_BT[:, 1:] != documents_BT[:, :-1]
+    firsts = is_first_BT.flatten().nonzero().flatten()
+    return torch.cat([firsts, torch.tensor([documents_BT.numel()])]).int()

@@ -91,3 +91,10 @@ def _is_zero_1_or_2(optimizer: Any) -> bool:
     from deepspeed.runtime.zero.stage_1_and_2 import DeepSpeedZeroOptimizer
 
     return type(optimizer) is DeepSpeedZeroOptimizer
+
+
+def is_unfused(optimizer: Any) -> bool:
+    """Whether this is DeepSpeed's optimizer of ZeRO 0 in 16 bits."""
+    from deepspeed.runtime.fp16.unfused_optimizer import FP16_UnfusedOptimizer
+
+    return type(optimizer) is FP16_UnfusedOptimizer

@@ -45,12 +45,15 @@ def document_bounds(starts_BT: Tensor) -> Tensor:
     return F.pad(firsts, (0, 1), value=starts_BT.numel()).int()
 
 
-def prepare_documents(starts_BT: Tensor, arch: Architecture, dtype: torch.dtype) -> Documents:
-    """Documents with what the attention kernel of this device and type wants; dtype: that of queries and keys."""
+def prepare_documents(
+    starts_BT: Tensor, arch: Architecture, dtype: torch.dtype, bounds: Tensor | None = None
+) -> Documents:
+    """Documents with what the attention kernel of this device and type wants; dtype: that of queries and keys; bounds:
+    document_bounds, where they are known."""
     if starts_BT.device.type == "cpu" and dtype == torch.bfloat16:  # blocked_attention
         return Documents(starts_BT)
     if takes_varlen(arch, dtype, starts_BT.device):
-        return Documents(starts_BT, bounds=document_bounds(starts_BT))
+        return Documents(starts_BT, bounds=document_bounds(starts_BT) if bounds is None else bounds)
     return Documents(starts_BT, mask=document_mask(starts_BT, dtype))
 
 

@@ -67,13 +67,19 @@ class GPT(nn.Module):
         self.row_place, self.row_parts = 0, 1  # the part of each row that is given: sequence.py sets another
 
     def forward(
-        self, input_ids_BT: Tensor, labels_BT: Tensor | None = None, documents_BT: Tensor | None = None
+        self,
+        input_ids_BT: Tensor,
+        labels_BT: Tensor | None = None,
+        documents_BT: Tensor | None = None,
+        document_bounds: Tensor | None = None,
     ) -> Tensor:
         """Logits (B, T, V). With labels (labels[b, t] is the target at position t, -100: none), the sum of the token
         losses instead: a float32 scalar, and the logits of the whole batch never exist.
 
         documents_BT numbers the document of each token within its row, never falling (0, 1, 2, ...): attention does not
-        leave a document and positions begin again at 0 in each. None: a row is one document."""
+        leave a document and positions begin again at 0 in each. None: a row is one document. document_bounds, int32:
+        the first token of each document among all, and how many tokens there are; not known, a GPU has to count them.
+        """
         (B, T), device, longest = input_ids_BT.shape, input_ids_BT.device, self.arch.max_positions
         row, first = T * self.row_parts, T * self.row_place
         assert longest >= row, f"{row} tokens do not fit max_positions={longest}"
@@ -83,7 +89,7 @@ class GPT(nn.Module):
             assert documents_BT.shape == (B, row), f"documents {documents_BT.shape} of {B} rows of {row}"
             starts = document_starts(documents_BT)
             positions = positions - starts[:, first : first + T]
-            documents = prepare_documents(starts, self.arch, compute_dtype(x_BTC))
+            documents = prepare_documents(starts, self.arch, compute_dtype(x_BTC), document_bounds)
         if self.positions is not None:
             x_BTC = x_BTC + self.positions(positions)
         rotation = None

@@ -63,7 +63,7 @@ def effort_of(work: Workload) -> Effort:
     useful = flops_per_token(work.arch, work.context) * tokens
     again = recomputed_flops_per_token(work.arch, work.context, work.checkpointing) * tokens
     is_here = not work.zero.offloads_optimizer or work.device == "cpu"
-    widens = work.zero.stage == 0 and work.itemsize < 4
+    widens = work.zero.stage == 0 and work.itemsize < 4 and not work.updates_in_blocks
     of_each = _BYTES_OF_8_BITS[work.device] if work.optimizer == "adamw_8bit" else ADAM_BYTES
     of_each += _WIDENING_BYTES if widens else 0
     update = float(of_each * work.updated_parameters) if is_here else 0.0

@@ -71,7 +71,8 @@ class Workload:
     @property
     def updates_in_blocks(self) -> bool:
         """See engine/update.py."""
-        return self._is_zero_on_cpu and self.optimizer == "adamw"
+        is_unfused = self.device == "cpu" and self.zero.stage == 0 and self.itemsize < 4
+        return (self._is_zero_on_cpu or is_unfused) and self.optimizer == "adamw"
 
     @property
     def keeps_gradients_in_place(self) -> bool:

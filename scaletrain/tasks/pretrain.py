@@ -96,7 +96,7 @@ class PretrainTask:
 
     def loss_sums(self, model: nn.Module, batch: Batch) -> Sums:
         labels = batch["labels"]
-        loss = model(batch["input_ids"], labels, batch.get("documents"))
+        loss = model(batch["input_ids"], labels, batch.get("documents"), batch.get("document_bounds"))
         return {"loss": loss, "items": (labels != IGNORED).sum()}
 
     def evaluate(self, model: nn.Module, batch: Batch) -> Evaluated:

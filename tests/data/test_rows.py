@@ -7,10 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from scaletrain.data.loader import Loader, Step, token_steps
+from scaletrain.data.loader import Loader, Step, pinned, token_steps
 from scaletrain.data.mixture import SOURCE_SHIFT
 from scaletrain.data.order import Order, Share, digest
 from scaletrain.data.packed_rows import PackedRows
@@ -19,6 +20,7 @@ from scaletrain.data.rows import IGNORED, CutRows, split_rows
 from scaletrain.data.shards import Dataset, open_tokens
 from scaletrain.data.sources import JoinedRows, MixedRows
 from scaletrain.errors import DataError
+from scaletrain.model.documents import document_bounds, document_starts
 
 
 def shard_tokens(dataset: Dataset, split: str) -> list[list[int]]:
@@ -103,6 +105,21 @@ def test_report_tells_padding_and_cut_documents(lengths: list[int], context: int
     ends = np.cumsum(lengths)
     cut = [(end - 1) // context != (end - length) // context for end, length in zip(ends, lengths, strict=True)]
     assert report.cut_documents == pytest.approx(np.mean(cut))
+
+
+@pytest.mark.parametrize("numbers", [[[0, 0, 1, 1, 1], [4, 4, 4, 4, 9]], [[3, 3]], [[0], [0]], [[1, 2], [0, 0]]])
+def test_a_batch_for_a_gpu_tells_where_documents_begin(
+    numbers: list[list[int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As the model would find it there, and wait."""
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda values: values)  # takes a GPU
+    documents = torch.tensor(numbers, dtype=torch.int32)
+    batch = pinned({"documents": documents}, pin=True)
+    expected = document_bounds(document_starts(documents))
+    assert torch.equal(batch["document_bounds"], expected)
+    assert batch["document_bounds"].dtype == expected.dtype
+    assert pinned({"input_ids": documents}, pin=True).keys() == {"input_ids"}
+    assert pinned({"documents": documents}, pin=False).keys() == {"documents"}
 
 
 def test_padding_row_bears_no_loss(dataset: Dataset, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""ZeRO 1 and 2's update by blocks, and one rank's gradients left in place, against DeepSpeed's own."""
+"""The update of ZeRO 0 to 2 by blocks, and one rank's gradients left in place, against DeepSpeed's own."""
 
 from typing import Any
 from unittest.mock import patch
@@ -16,7 +16,7 @@ from tests.ranks import run_ranks
 
 CASES = [
     (stage, precision, accumulation) for stage in (1, 2) for precision in ("fp32", "bf16") for accumulation in (1, 2)
-]
+] + [(0, "bf16", 1), (0, "bf16", 2)]
 METHODS = ("get_grad_norm_direct", "_get_preflattened_grad_partition", "unscale_and_clip_grads", "_optimizer_step")
 
 
@@ -30,13 +30,15 @@ def trained(
     engine = Engine(TinyTask(), config, OPTIM, torch.device("cpu"))
     zero = engine._engine.optimizer
     if not is_ours:
-        for name in METHODS:
+        for name in METHODS if stage else ("step",):
             delattr(zero, name)
         zero.__dict__.pop("reduce_ready_partitions_and_remove_grads", None)
     samples = torch.arange(8).view(accumulation, dist.size(), -1)[:, dist.rank()]
     batches = [TinyRows().fetch(ids.numpy()) for ids in samples]
     norms = [torch.as_tensor(engine.train_step(batches, 0.01, 64).grad_norm) for _ in range(3)]
-    owners = zero.single_partition_of_fp32_groups
+    owners = (
+        zero.single_partition_of_fp32_groups if stage else [master for group in zero.fp32_groups for master in group]
+    )
     states = [engine._engine.basic_optimizer.state[owner] for owner in owners]
     return [*map(torch.detach, owners), *(value for state in states for value in state.values()), *norms]
 
@@ -62,13 +64,13 @@ def test_weights_moments_and_norms_are_deepspeeds(ranks: int, sums_apart: bool) 
         assert max(found.values()) < 2e-6, found
 
 
-def new_memory(is_ours: bool) -> int:
+def new_memory(stage: int, is_ours: bool) -> int:
     """Bytes of the largest tensor that an update takes."""
-    engine = Engine(TinyTask(), engine_dict(2, "bf16", 1), OPTIM, torch.device("cpu"))
+    engine = Engine(TinyTask(), engine_dict(stage, "bf16", 1), OPTIM, torch.device("cpu"))
     batch = TinyRows().fetch(torch.arange(8).numpy())
     engine.train_step([batch], 0.01, 64)
     zero = engine._engine.optimizer
-    for name in METHODS if not is_ours else ():
+    for name in () if is_ours else METHODS if stage else ("step",):
         delattr(zero, name)
     weight = engine._task.weight(batch)
     loss = engine._task.loss_sums(engine._engine, batch)["loss"]
@@ -78,9 +80,10 @@ def new_memory(is_ours: bool) -> int:
     return max(event.self_cpu_memory_usage for event in profile.events())
 
 
-def test_an_update_takes_no_memory_for_all_gradients() -> None:
+@pytest.mark.parametrize("stage", [0, 2])
+def test_an_update_takes_no_memory_for_all_gradients(stage: int) -> None:
     with patch.object(update, "_BLOCK", 100):
-        (ours,), (theirs,) = (run_ranks(new_memory, 1, is_ours) for is_ours in (True, False))
+        (ours,), (theirs,) = (run_ranks(new_memory, 1, stage, is_ours) for is_ours in (True, False))
     assert ours <= 100 * 4 < theirs
 
 

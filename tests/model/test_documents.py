@@ -1,6 +1,7 @@
 """Documents in a row: each is computed as if it stood alone, by every kernel, and none sees another."""
 
 from itertools import pairwise
+from typing import Any
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from scaletrain.model import documents as documents_module
+from scaletrain.model import gpt
 from scaletrain.model.attention import Layout, causal_attention
 from scaletrain.model.blocked_attention import CHUNK_TOKENS, QUERY_BLOCK, blocked_attention
 from scaletrain.model.checkpointing import KEPT, apply_activation_checkpointing
@@ -230,6 +232,25 @@ def test_each_kernel_gets_what_it_reads_and_nothing_else() -> None:
         prepared = prepare_documents(starts, LLAMA, dtype)
         assert prepared.mask is not None
         assert (prepared.mask.shape, prepared.mask.dtype, prepared.bounds) == ((1, 1, 5, 5), dtype, None)
+
+
+def test_known_bounds_are_not_counted_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Counting waits for the GPU."""
+    monkeypatch.setattr(documents_module, "takes_varlen", lambda *_: True)
+    monkeypatch.setattr(documents_module, "document_bounds", lambda _: pytest.fail("counted"))
+    bounds, ids, labels = torch.tensor([0, 3, 5], dtype=torch.int32), *make_batch(LLAMA)
+    documents = torch.zeros_like(ids)
+    starts = document_starts(documents)
+    assert prepare_documents(starts, LLAMA, torch.float16, bounds).bounds is bounds
+    given: list[Tensor | None] = []
+
+    def prepare(starts: Tensor, *others: Any) -> Documents:
+        given.append(others[-1])
+        return Documents(starts)
+
+    monkeypatch.setattr(gpt, "prepare_documents", prepare)
+    make_model(LLAMA).bfloat16()(ids, labels, documents, bounds)
+    assert given == [bounds]
 
 
 def test_attention_in_another_type_than_foreseen_keeps_the_documents_apart() -> None:
