@@ -181,7 +181,7 @@ def _update(work: Workload) -> Iterator[Part]:
     zero, b, P = work.zero, work.itemsize, work.parameters
     if zero.stage == 0:
         yield Part("gradients", b * P)
-        if b < _MASTER and not work.updates_in_blocks:
+        if b < _MASTER:  # updated in blocks: those of the step on zeros that DeepSpeed takes at the start, kept since
             yield Part("float32 gradients", _MASTER * P)
         return
     if zero.offloads_optimizer:
