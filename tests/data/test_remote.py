@@ -418,9 +418,10 @@ def test_a_shard_replaced_while_it_is_cut_is_noticed(server: FaultyServer, tmp_p
 def test_no_secret_reaches_a_message_or_the_log(
     server: FaultyServer, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    options = {"headers": {"X-Token": "tok-4711"}, "client_kwargs": {"timeout": 5}}
+    # Secrets are words, not digits: the server's port, which messages do name, may hold any digits.
+    options = {"headers": {"X-Token": "hush-header"}, "client_kwargs": {"timeout": 5}}
     host = server.url.removeprefix("http://")
-    url = f"http://user:pass-0815@{host}/data?signature=sig-1234"
+    url = f"http://hush-user:hush-password@{host}/data?signature=hush-query"
     folder = remote(url, tmp_path / "cache", storage_options=options)
     assert folder.url == f"{server.url}/data"
     file = Wanted("a.npy", 5, "0" * 32)
@@ -434,21 +435,20 @@ def test_no_secret_reaches_a_message_or_the_log(
             texts.append(str(caught.value))
     assert "500" in texts[0]
     assert "tries" in caplog.text or "try" in caplog.text
-    for secret in ("4711", "0815", "1234", "user"):
-        assert not any(secret in text for text in [*texts, caplog.text, repr(folder)])
+    assert not any("hush" in text for text in [*texts, caplog.text, repr(folder)])
     assert {path for _, path, _ in server.requests if path.startswith("/data/a.npy")} == {
-        "/data/a.npy?signature=sig-1234"
+        "/data/a.npy?signature=hush-query"
     }
 
 
 def test_an_option_repeated_by_a_back_end_is_struck_out(tmp_path: Path) -> None:
-    options = {"key": "AKIA4711", "secret": "x", "endpoint_url": "not-a-url-0815"}
+    options = {"key": "AKIA4711", "secret": "x", "endpoint_url": "not-a-url-hush"}
     folder = remote("s3://bucket", tmp_path, storage_options=options)
     with pytest.raises(
         DataError, match="bucket/index.json cannot be read .ValueError: .*: check the URL and"
     ) as caught:
         folder.read("index.json")
-    assert "0815" not in str(caught.value)
+    assert "hush" not in str(caught.value)
     assert "***" in str(caught.value)
 
 
