@@ -28,16 +28,17 @@ from scaletrain.errors import ConfigError
 from scaletrain.model.adapters import need_peft
 from scaletrain.model.count import short_count
 from scaletrain.model.dry_pass import Kept, dry_pass
-from scaletrain.model.families import check_packable, judges_by_last_token
 from scaletrain.model.network import (
     build_network,
     find_model,
     folder_print,
+    judges_by_last_token,
     layers_of,
     longest_row,
     need_bitsandbytes,
     read_config,
 )
+from scaletrain.model.packable import check_packable
 from scaletrain.planner.finetune import finetune_memory, finetune_state
 from scaletrain.planner.memory import Memory
 from scaletrain.planner.zero import Zero

@@ -58,6 +58,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         N, V = hidden_NC.shape[0], weight_VC.shape[0]
         dhidden_NC = torch.empty_like(hidden_NC) if grad_enabled and ctx.needs_input_grad[0] else None
         dweight_VC = torch.zeros_like(weight_VC, dtype=wide) if grad_enabled and ctx.needs_input_grad[1] else None
+        # Summed out of place: of `loss += ...` torch 2.11's compiler makes a graph whose gradients are all zero.
         loss = torch.zeros((), dtype=wide, device=hidden_NC.device)
         # Buffers for all chunks: on a CPU the page faults of fresh memory of this size cost more than the softmax.
         logits_nV = hidden_NC.new_empty(min(chunk_tokens, N), V)
@@ -71,10 +72,10 @@ class _LinearCrossEntropy(torch.autograd.Function):
         for hidden_nC, labels_n, place in _chunks(hidden_NC, labels_N, chunk_tokens):
             dlogits_nV = torch.mm(hidden_nC, weight_VC.t(), out=logits_nV[: len(labels_n)])
             if is_native:
-                loss += _to_gradient_natively(dlogits_nV, labels_n)
+                loss = loss + _to_gradient_natively(dlogits_nV, labels_n)
             else:
                 for part_mV, labels_m in zip(torch.split(dlogits_nV, rows), torch.split(labels_n, rows), strict=True):
-                    loss += _to_gradient(part_mV, labels_m, probs_mV)
+                    loss = loss + _to_gradient(part_mV, labels_m, probs_mV)
             # Ignored rows are masked on the narrow side (C), not over V.
             kept_n1 = (labels_n != IGNORE_INDEX).unsqueeze(1)
             if dhidden_NC is not None:
