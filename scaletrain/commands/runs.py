@@ -83,6 +83,7 @@ def _record(standing: Standing, changed: float) -> dict[str, Any]:
         "step": standing.step,
         "total_steps": standing.total,
         "loss": _number(metrics, "loss"),
+        "scores": {name: _number(standing.scores, name) for name in standing.scores} if standing.scores else None,
         "tokens_per_second": _number(metrics, "tokens_per_second"),
         "changed": changed,
         "job": standing.submission.job if standing.submission is not None else None,

@@ -39,6 +39,7 @@ class Standing:
     step: int | None = None
     total: int | None = None
     metrics: Mapping[str, Any] | None = None  # the last logged step
+    scores: Mapping[str, Any] | None = None  # of the last evaluation, with its step
     event: Mapping[str, Any] | None = None
     submission: Submission | None = None
     job: Job | None = None  # while SLURM knows it
@@ -99,14 +100,14 @@ def read_each(runs: Sequence[Path]) -> list[Standing]:
 
 def _standing(run: Path, sub: Submission | None, job: Job | None) -> Standing:
     events = _events_since(run / EVENTS, sub.events_bytes if sub is not None else 0)
-    metrics = _last_metrics(run / METRICS)
+    metrics, evaluated = (_last_metrics(run / METRICS, having) for having in ("loss", "eval_loss"))
     event = events[-1] if events else None
     state, why = _state(run, sub, job, events)
     return Standing(
         run, state, why,
         step=_step(metrics, event),
         total=_total_steps(run, metrics, events),
-        metrics=metrics, event=event, submission=sub, job=job,
+        metrics=metrics, scores=_scores(evaluated), event=event, submission=sub, job=job,
     )  # fmt: skip
 
 
@@ -178,8 +179,15 @@ def _events_since(path: Path, offset: int) -> list[dict[str, Any]]:
     return [line for line in read_lines(path, offset) if "event" in line and "step" in line]
 
 
-def _last_metrics(path: Path) -> dict[str, Any] | None:
-    return last_line(path, having="loss") if path.is_file() else None
+def _last_metrics(path: Path, having: str) -> dict[str, Any] | None:
+    return last_line(path, having) if path.is_file() else None
+
+
+def _scores(evaluated: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    if evaluated is None:
+        return None
+    scores = {name.removeprefix("eval_"): float(value) for name, value in evaluated.items()}  # "nan" is one of them
+    return {**scores, "step": int(evaluated["step"])}
 
 
 def _last_lines(path: Path) -> list[str]:

@@ -9,6 +9,7 @@ import typer
 
 from scaletrain.commands.standing import Standing, find_runs, read_standings
 from scaletrain.commands.supervised_folder import newest_step
+from scaletrain.tasks.scores.result import shown
 
 
 def status(
@@ -35,6 +36,8 @@ def _of_run(standing: Standing) -> list[str]:
     if metrics is not None:
         rate = f"{metrics['tokens_per_second']:,.0f} tok/s"
         lines.append(f"loss    {float(metrics['loss']):.4f} at step {metrics['step']:,}, {rate}{_left(standing)}")
+    if standing.scores is not None:
+        lines.append(f"scores  {shown(standing.scores)} at step {standing.scores['step']:,}")
     if standing.submission is not None:
         where = f" on {standing.job.nodes}" if standing.job is not None and standing.job.nodes else ""
         lines += [f"job     {standing.submission.job}{where}", f"log     {standing.log}"]

@@ -45,6 +45,7 @@ def test_programs_get_json_without_nan(tmp_path: Path) -> None:
     (told,) = json.loads(scaletrain("runs", tmp_path, "--json").out)
     assert (told["run"], told["state"], told["step"], told["total_steps"]) == (str(run.folder), "failed", 7, 2000)
     assert (told["loss"], told["tokens_per_second"], told["job"]) == (None, 1234.5, None)
+    assert told["scores"] == {"step": 7, "loss": 9.9}
     assert abs(told["changed"] - time.time()) < 60
 
 

@@ -30,6 +30,7 @@ def test_a_running_job_shows_steps_loss_speed_and_the_time_left(run: MadeRun, sl
         "state": "running",
         "step": "1,000 of 2,000, saved up to 900",
         "loss": "2.5000 at step 1,000, 1,234 tok/s, 0:50 h left",
+        "scores": "loss 9.9000 at step 1,000",
         "job": "12 on n[1-2]",
         "log": f"{run.folder}/submit/0001/12.log",
     }
