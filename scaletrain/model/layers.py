@@ -180,6 +180,8 @@ class SwiGLUFeedForward(nn.Module):
 
 def gated_silu(gate: Tensor, up: Tensor) -> Tensor:
     """silu(gate) * up."""
+    if torch.compiler.is_compiling():  # it keeps no more by itself; of the class torch 2.11 loses the gradients
+        return F.silu(gate) * up
     kernel = feed_forward.NativeGatedSiLU if feed_forward.takes_native(gate, up) else _GatedSiLU
     y: Tensor = kernel.apply(gate, up)  # type: ignore[no-untyped-call]
     return y

@@ -179,7 +179,6 @@ def longest_row(config: Any) -> int | None:
     return None
 
 
-@torch.no_grad()
 def judges_by_last_token(config: Any) -> bool:
     """Whether the family is of decoders, which classify a row at its last token and not at its first."""
     from transformers.models.auto import modeling_auto
@@ -188,6 +187,7 @@ def judges_by_last_token(config: Any) -> bool:
     return is_decoder and config.model_type not in modeling_auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
 
+@torch.no_grad()
 def begin_weights(module: nn.Module, prefix: str, seed: int, gather: Gather) -> None:
     """Sets the weights of what a task adds: uniform in +-0.1, each from a generator of its own."""
     for name, parameter in module.named_parameters():
